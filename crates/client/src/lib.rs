@@ -1,0 +1,1 @@
+//! Talking to the API server: transports, informers, work queues, leader election, events.

@@ -1,0 +1,1 @@
+//! Local clusters: nodes as sandboxes of namespaces.

@@ -1,0 +1,1 @@
+//! The controllers, all of one shape on one runtime.

@@ -1,0 +1,1 @@
+//! OCI images: import, pull, unpack, store.

@@ -1,0 +1,1 @@
+//! The kubelet: pods into containers through CRI.

@@ -1,0 +1,1 @@
+//! Links, routes, nftables and the built-in CNI plugin.

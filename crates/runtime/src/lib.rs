@@ -1,0 +1,1 @@
+//! The built-in container runtime: a CRI implementation on namespaces, cgroups and overlayfs.

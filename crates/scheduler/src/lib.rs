@@ -1,0 +1,1 @@
+//! The scheduler: a framework of filter and score plugins.

@@ -1,0 +1,2 @@
+//! skiff: Kubernetes as one binary.
+fn main() {}

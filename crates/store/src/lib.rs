@@ -1,0 +1,1 @@
+//! The store: etcd's semantics on an embedded engine.
