@@ -1,1 +1,22 @@
 //! The store: etcd's semantics on an embedded engine.
+//!
+//! One strictly increasing [`Revision`] for the whole store, compare-and-swap on a key's last
+//! revision, reads at a past revision, watches from a revision, compaction and leases. The API server
+//! is the only user; it sees an `Arc<dyn Store>` and does not know which engine is behind it.
+//!
+//! `docs/store.md` describes the file format, the guarantees, and the test that shows each.
+
+mod error;
+mod kv;
+mod store;
+mod txn;
+mod watch;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod memory;
+
+pub use error::{Code, Error, Result};
+pub use kv::{Event, EventKind, GetResponse, KeyValue, Lease, LeaseId, RangeResponse, Revision};
+pub use store::{Store, prefix_end};
+pub use txn::{Compare, MAX_TXN_OPS, Op, OpResult, Txn, TxnOutcome, TxnResponse};
+pub use watch::{Batch, DEFAULT_WATCH_BUDGET_BYTES, Progress, Watch, WatchSender};
