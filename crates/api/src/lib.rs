@@ -1,1 +1,14 @@
 //! The Kubernetes API as data: kinds, their fields, metadata, selectors, quantities and patches; no I/O.
+
+pub mod decode;
+pub mod fields;
+pub mod kinds;
+pub mod names;
+pub mod patch;
+pub mod quantity;
+pub mod selector;
+pub mod status;
+pub mod validation;
+
+pub use kinds::Kind;
+pub use status::Status;

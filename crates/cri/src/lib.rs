@@ -25,6 +25,4 @@ pub use services::runtime::runtime_service_client::RuntimeServiceClient;
 pub use services::runtime::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 pub use tonic::transport::Channel;
 pub use tonic::{Code, Request, Response, Status};
-pub use transport::{
-    ConnectError, MAX_MESSAGE_BYTES, ServeError, connect_in_process, connect_unix, serve_unix,
-};
+pub use transport::{ConnectError, MAX_MESSAGE_BYTES, ServeError, connect_in_process, connect_unix, serve_unix};

@@ -16,8 +16,7 @@ use tonic::transport::{Channel, Endpoint};
 use tower::ServiceExt;
 
 use crate::{
-    ImageService, ImageServiceClient, ImageServiceServer, RuntimeService, RuntimeServiceClient,
-    RuntimeServiceServer,
+    ImageService, ImageServiceClient, ImageServiceServer, RuntimeService, RuntimeServiceClient, RuntimeServiceServer,
 };
 
 /// Largest message either side accepts, as upstream's kubelet sets it: a list of all containers of a
@@ -76,10 +75,7 @@ struct Services<R, I> {
 // By hand, because deriving would ask `R` and `I` to be `Clone`, which is not needed.
 impl<R, I> Clone for Services<R, I> {
     fn clone(&self) -> Self {
-        Self {
-            runtime: self.runtime.clone(),
-            image: self.image.clone(),
-        }
+        Self { runtime: self.runtime.clone(), image: self.image.clone() }
     }
 }
 
@@ -132,10 +128,7 @@ pub async fn connect_unix(
     let channel = Endpoint::from_static("http://localhost")
         .connect_with_connector(connector)
         .await
-        .map_err(|source| ConnectError::Connect {
-            path: path.to_owned(),
-            source,
-        })?;
+        .map_err(|source| ConnectError::Connect { path: path.to_owned(), source })?;
     Ok(clients(channel))
 }
 
@@ -168,10 +161,7 @@ pub async fn serve_unix<R: RuntimeService, I: ImageService>(
         std::fs::rename(&staged, path)?;
         Ok(listener)
     };
-    let listener = bind().map_err(|source| ServeError {
-        path: path.to_owned(),
-        source,
-    })?;
+    let listener = bind().map_err(|source| ServeError { path: path.to_owned(), source })?;
     let services = Services::new(runtime, image);
     let mut stop = std::pin::pin!(stop);
     let mut connections = JoinSet::new();
@@ -200,12 +190,10 @@ pub fn connect_in_process<R: RuntimeService, I: ImageService>(
     image: Arc<I>,
 ) -> (RuntimeServiceClient<Channel>, ImageServiceClient<Channel>) {
     let services = Services::new(runtime, image);
-    let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(
-        tower::service_fn(move |_| {
-            let (ours, theirs) = tokio::io::duplex(DUPLEX_BYTES);
-            tokio::spawn(services.clone().serve(theirs));
-            std::future::ready(Ok::<_, io::Error>(TokioIo::new(ours)))
-        }),
-    );
+    let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(tower::service_fn(move |_| {
+        let (ours, theirs) = tokio::io::duplex(DUPLEX_BYTES);
+        tokio::spawn(services.clone().serve(theirs));
+        std::future::ready(Ok::<_, io::Error>(TokioIo::new(ours)))
+    }));
     clients(channel)
 }

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 use skiff_cri::{
-    Code, ImageService, Request, Response, RuntimeService, Status, connect_in_process,
-    connect_unix, serve_unix, v1,
+    Code, ImageService, Request, Response, RuntimeService, Status, connect_in_process, connect_unix, serve_unix, v1,
 };
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -102,17 +101,9 @@ fake_runtime! {
 
 #[tonic::async_trait]
 impl ImageService for Fake {
-    async fn list_images(
-        &self,
-        _: Request<v1::ListImagesRequest>,
-    ) -> Result<Response<v1::ListImagesResponse>, Status> {
-        let image = v1::Image {
-            id: "x".repeat(1000),
-            ..Default::default()
-        };
-        Ok(Response::new(v1::ListImagesResponse {
-            images: vec![image; 8000],
-        }))
+    async fn list_images(&self, _: Request<v1::ListImagesRequest>) -> Result<Response<v1::ListImagesResponse>, Status> {
+        let image = v1::Image { id: "x".repeat(1000), ..Default::default() };
+        Ok(Response::new(v1::ListImagesResponse { images: vec![image; 8000] }))
     }
     type StreamImagesStream = Answers<v1::StreamImagesResponse>;
     async fn stream_images(
@@ -128,10 +119,7 @@ impl ImageService for Fake {
         let name = request.into_inner().image.unwrap_or_default().image;
         Err(Status::not_found(format!("no image {name}")))
     }
-    async fn pull_image(
-        &self,
-        _: Request<v1::PullImageRequest>,
-    ) -> Result<Response<v1::PullImageResponse>, Status> {
+    async fn pull_image(&self, _: Request<v1::PullImageRequest>) -> Result<Response<v1::PullImageResponse>, Status> {
         Err(Status::unimplemented("pull_image"))
     }
     async fn remove_image(
@@ -155,50 +143,23 @@ async fn check(
         skiff_cri::ImageServiceClient<skiff_cri::Channel>,
     ),
 ) {
-    let version = runtime
-        .version(v1::VersionRequest::default())
-        .await
-        .expect("version");
+    let version = runtime.version(v1::VersionRequest::default()).await.expect("version");
     assert_eq!(version.into_inner().runtime_name, "fake");
 
-    let events = runtime
-        .get_container_events(v1::GetEventsRequest {})
-        .await
-        .expect("events");
-    let ids: Vec<_> = events
-        .into_inner()
-        .map(|e| e.expect("an event").container_id)
-        .collect()
-        .await;
+    let events = runtime.get_container_events(v1::GetEventsRequest {}).await.expect("events");
+    let ids: Vec<_> = events.into_inner().map(|e| e.expect("an event").container_id).collect().await;
     assert_eq!(ids, ["0", "1", "2"]);
 
     // Eight megabytes: above gRPC's default limit.
-    let images = image
-        .list_images(v1::ListImagesRequest::default())
-        .await
-        .expect("images");
+    let images = image.list_images(v1::ListImagesRequest::default()).await.expect("images");
     assert_eq!(images.into_inner().images.len(), 8000);
 
-    let spec = v1::ImageSpec {
-        image: "nope".into(),
-        ..Default::default()
-    };
-    let missing = image
-        .image_status(v1::ImageStatusRequest {
-            image: Some(spec),
-            verbose: false,
-        })
-        .await
-        .expect_err("not there");
-    assert_eq!(
-        (missing.code(), missing.message()),
-        (Code::NotFound, "no image nope")
-    );
+    let spec = v1::ImageSpec { image: "nope".into(), ..Default::default() };
+    let missing =
+        image.image_status(v1::ImageStatusRequest { image: Some(spec), verbose: false }).await.expect_err("not there");
+    assert_eq!((missing.code(), missing.message()), (Code::NotFound, "no image nope"));
 
-    let refused = runtime
-        .attach(v1::AttachRequest::default())
-        .await
-        .expect_err("not served");
+    let refused = runtime.attach(v1::AttachRequest::default()).await.expect_err("not served");
     assert_eq!(refused.code(), Code::Unimplemented);
 }
 
@@ -236,10 +197,7 @@ async fn over_a_socket() {
         }
     };
     use std::os::unix::fs::PermissionsExt;
-    let mode = std::fs::metadata(&path)
-        .expect("socket")
-        .permissions()
-        .mode();
+    let mode = std::fs::metadata(&path).expect("socket").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     check(clients).await;
     stop.send(()).expect("still serving");

@@ -162,9 +162,9 @@ impl Error {
     /// The key concerned, if the failure is about one.
     pub fn key(&self) -> Option<&str> {
         match self {
-            Error::InvalidArgument { key, .. }
-            | Error::TooLarge { key, .. }
-            | Error::Corrupt { key, .. } => key.as_deref(),
+            Error::InvalidArgument { key, .. } | Error::TooLarge { key, .. } | Error::Corrupt { key, .. } => {
+                key.as_deref()
+            }
             Error::SlowWatcher { prefix, .. } => Some(prefix),
             _ => None,
         }

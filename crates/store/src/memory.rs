@@ -14,9 +14,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::{
-    Batch, DEFAULT_WATCH_BUDGET_BYTES, Error, Event, EventKind, GetResponse, KeyValue, Lease,
-    LeaseId, Op, OpResult, RangeResponse, Result, Revision, Store, Txn, TxnOutcome, TxnResponse,
-    Watch, WatchSender,
+    Batch, DEFAULT_WATCH_BUDGET_BYTES, Error, Event, EventKind, GetResponse, KeyValue, Lease, LeaseId, Op, OpResult,
+    RangeResponse, Result, Revision, Store, Txn, TxnOutcome, TxnResponse, Watch, WatchSender,
 };
 
 /// See the [module](self).
@@ -63,10 +62,7 @@ impl MemoryStore {
             leases: BTreeMap::new(),
             watchers: Vec::new(),
         };
-        MemoryStore {
-            state: Arc::new(Mutex::new(state)),
-            watch_budget_bytes,
-        }
+        MemoryStore { state: Arc::new(Mutex::new(state)), watch_budget_bytes }
     }
 }
 
@@ -75,10 +71,7 @@ impl Store for MemoryStore {
         async move {
             let state = self.state.lock();
             let revision = state.readable(at)?;
-            Ok(GetResponse {
-                kv: state.at(key, revision),
-                revision,
-            })
+            Ok(GetResponse { kv: state.at(key, revision), revision })
         }
         .boxed()
     }
@@ -94,29 +87,15 @@ impl Store for MemoryStore {
             let revision = state.readable(at)?;
             let mut kvs = Vec::new();
             if keys.end.is_empty() || keys.start < keys.end {
-                let end = if keys.end.is_empty() {
-                    Bound::Unbounded
-                } else {
-                    Bound::Excluded(keys.end)
-                };
+                let end = if keys.end.is_empty() { Bound::Unbounded } else { Bound::Excluded(keys.end) };
                 let range = (Bound::Included(keys.start), end);
-                kvs.extend(
-                    state
-                        .versions
-                        .range::<str, _>(range)
-                        .filter_map(|(key, _)| state.at(key, revision)),
-                );
+                kvs.extend(state.versions.range::<str, _>(range).filter_map(|(key, _)| state.at(key, revision)));
             }
             let count = kvs.len();
             if limit > 0 {
                 kvs.truncate(limit);
             }
-            Ok(RangeResponse {
-                more: kvs.len() < count,
-                kvs,
-                revision,
-                count,
-            })
+            Ok(RangeResponse { more: kvs.len() < count, kvs, revision, count })
         }
         .boxed()
     }
@@ -134,27 +113,12 @@ impl Store for MemoryStore {
         let current = state.revision;
         let from = from.unwrap_or(current.next());
         if from <= state.compacted {
-            return Watch::failed(
-                prefix,
-                Error::Compacted {
-                    requested: from,
-                    compacted: state.compacted,
-                },
-            );
+            return Watch::failed(prefix, Error::Compacted { requested: from, compacted: state.compacted });
         }
         let history = (from <= current).then(|| {
             let events = state.log.range(from..).flat_map(|(_, events)| events);
-            let events = events
-                .filter(|event| event.kv.key.starts_with(prefix))
-                .cloned()
-                .collect();
-            stream::once(async move {
-                Ok(Batch {
-                    events,
-                    revision: current,
-                })
-            })
-            .boxed()
+            let events = events.filter(|event| event.kv.key.starts_with(prefix)).cloned().collect();
+            stream::once(async move { Ok(Batch { events, revision: current }) }).boxed()
         });
         let (sender, watch) = Watch::new(prefix, current, history, self.watch_budget_bytes);
         state.watchers.push((from, sender));
@@ -177,10 +141,7 @@ impl Store for MemoryStore {
     fn lease_keepalive(&self, id: LeaseId) -> BoxFuture<'_, Result<Lease>> {
         async move {
             let mut state = self.state.lock();
-            let held = state
-                .leases
-                .get_mut(&id)
-                .ok_or(Error::LeaseNotFound { lease: id })?;
+            let held = state.leases.get_mut(&id).ok_or(Error::LeaseNotFound { lease: id })?;
             held.ends = Instant::now() + held.ttl;
             Ok(Lease { id, ttl: held.ttl })
         }
@@ -224,48 +185,30 @@ impl State {
     fn readable(&self, at: Option<Revision>) -> Result<Revision> {
         match at {
             None => Ok(self.revision),
-            Some(at) if at > self.revision => Err(Error::FutureRevision {
-                requested: at,
-                current: self.revision,
-            }),
-            Some(at) if at < self.compacted => Err(Error::Compacted {
-                requested: at,
-                compacted: self.compacted,
-            }),
+            Some(at) if at > self.revision => Err(Error::FutureRevision { requested: at, current: self.revision }),
+            Some(at) if at < self.compacted => Err(Error::Compacted { requested: at, compacted: self.compacted }),
             Some(at) => Ok(at),
         }
     }
 
     fn at(&self, key: &str, at: Revision) -> Option<KeyValue> {
         let versions = self.versions.get(key)?;
-        versions
-            .iter()
-            .rev()
-            .find(|(revision, _)| *revision <= at)?
-            .1
-            .clone()
+        versions.iter().rev().find(|(revision, _)| *revision <= at)?.1.clone()
     }
 
     fn txn(&mut self, txn: &Txn) -> Result<TxnResponse> {
         let now = self.revision;
-        let current: Vec<_> = txn
+        let current: Vec<_> = txn.compares.iter().map(|compare| self.at(&compare.key, now)).collect();
+        let holds = txn
             .compares
             .iter()
-            .map(|compare| self.at(&compare.key, now))
-            .collect();
-        let holds = txn.compares.iter().zip(&current).all(|(compare, kv)| {
-            kv.as_ref().map_or(Revision::ZERO, |kv| kv.mod_revision) == compare.mod_revision
-        });
+            .zip(&current)
+            .all(|(compare, kv)| kv.as_ref().map_or(Revision::ZERO, |kv| kv.mod_revision) == compare.mod_revision);
         if !holds {
-            return Ok(TxnResponse {
-                revision: now,
-                outcome: TxnOutcome::Failed(current),
-            });
+            return Ok(TxnResponse { revision: now, outcome: TxnOutcome::Failed(current) });
         }
         for op in &txn.ops {
-            if let Op::Put {
-                lease: Some(lease), ..
-            } = op
+            if let Op::Put { lease: Some(lease), .. } = op
                 && !self.leases.contains_key(lease)
             {
                 return Err(Error::LeaseNotFound { lease: *lease });
@@ -294,10 +237,7 @@ impl State {
         }
         let revision = if events.is_empty() { now } else { next };
         self.publish(events);
-        Ok(TxnResponse {
-            revision,
-            outcome: TxnOutcome::Succeeded(results),
-        })
+        Ok(TxnResponse { revision, outcome: TxnOutcome::Succeeded(results) })
     }
 
     /// Makes events of the next revision part of the history and tells the watchers.
@@ -306,23 +246,15 @@ impl State {
         let revision = first.revision();
         for event in &events {
             let kv = (event.kind == EventKind::Put).then(|| event.kv.clone());
-            self.versions
-                .entry(event.kv.key.clone())
-                .or_default()
-                .push((revision, kv));
+            self.versions.entry(event.kv.key.clone()).or_default().push((revision, kv));
         }
         self.watchers.retain(|(from, sender)| {
-            let mine = events
-                .iter()
-                .filter(|event| event.kv.key.starts_with(sender.prefix()));
+            let mine = events.iter().filter(|event| event.kv.key.starts_with(sender.prefix()));
             let mine: Vec<_> = mine.cloned().collect();
             if mine.is_empty() || revision < *from {
                 return !sender.is_closed();
             }
-            sender.send(Batch {
-                events: mine,
-                revision,
-            })
+            sender.send(Batch { events: mine, revision })
         });
         self.log.insert(revision, events);
         self.revision = revision;
@@ -330,24 +262,15 @@ impl State {
 
     fn compact(&mut self, at: Revision) -> Result<()> {
         if at <= self.compacted {
-            return Err(Error::Compacted {
-                requested: at,
-                compacted: self.compacted,
-            });
+            return Err(Error::Compacted { requested: at, compacted: self.compacted });
         }
         self.readable(Some(at))?;
         self.compacted = at;
         self.log = self.log.split_off(&at.next());
         for versions in self.versions.values_mut() {
-            let kept = versions
-                .iter()
-                .rposition(|(revision, _)| *revision <= at)
-                .unwrap_or(0);
+            let kept = versions.iter().rposition(|(revision, _)| *revision <= at).unwrap_or(0);
             versions.drain(..kept);
-            if versions
-                .first()
-                .is_some_and(|(revision, kv)| *revision <= at && kv.is_none())
-            {
+            if versions.first().is_some_and(|(revision, kv)| *revision <= at && kv.is_none()) {
                 versions.remove(0);
             }
         }
@@ -358,16 +281,10 @@ impl State {
             for event in events {
                 let known = event.prev.as_ref().is_none_or(|prev| {
                     let of_key = versions.get(&event.kv.key);
-                    of_key.is_some_and(|all| {
-                        all.iter()
-                            .any(|(revision, _)| *revision == prev.mod_revision)
-                    })
+                    of_key.is_some_and(|all| all.iter().any(|(revision, _)| *revision == prev.mod_revision))
                 });
                 if !known {
-                    *event = Arc::new(Event {
-                        prev: None,
-                        ..(**event).clone()
-                    });
+                    *event = Arc::new(Event { prev: None, ..(**event).clone() });
                 }
             }
         }
@@ -376,30 +293,19 @@ impl State {
 
     fn grant(&mut self, ttl: Duration, id: Option<LeaseId>) -> Result<Lease> {
         if ttl < Duration::from_secs(1) {
-            return Err(Error::InvalidArgument {
-                what: "lease TTL is under a second".into(),
-                key: None,
-            });
+            return Err(Error::InvalidArgument { what: "lease TTL is under a second".into(), key: None });
         }
         let last = self.leases.last_key_value().map_or(0, |(id, _)| id.0);
         let id = id.unwrap_or(LeaseId(last + 1));
         if self.leases.contains_key(&id) {
             return Err(Error::LeaseExists { lease: id });
         }
-        self.leases.insert(
-            id,
-            HeldLease {
-                ttl,
-                ends: Instant::now() + ttl,
-            },
-        );
+        self.leases.insert(id, HeldLease { ttl, ends: Instant::now() + ttl });
         Ok(Lease { id, ttl })
     }
 
     fn revoke(&mut self, id: LeaseId) -> Result<()> {
-        self.leases
-            .remove(&id)
-            .ok_or(Error::LeaseNotFound { lease: id })?;
+        self.leases.remove(&id).ok_or(Error::LeaseNotFound { lease: id })?;
         let now = self.revision;
         let keys: BTreeSet<_> = self.versions.keys().cloned().collect();
         let events = keys.iter().filter_map(|key| {
@@ -412,17 +318,8 @@ impl State {
     }
 }
 
-fn event(
-    key: &Arc<str>,
-    revision: Revision,
-    kv: Option<KeyValue>,
-    prev: Option<KeyValue>,
-) -> Arc<Event> {
-    let kind = if kv.is_some() {
-        EventKind::Put
-    } else {
-        EventKind::Delete
-    };
+fn event(key: &Arc<str>, revision: Revision, kv: Option<KeyValue>, prev: Option<KeyValue>) -> Arc<Event> {
+    let kind = if kv.is_some() { EventKind::Put } else { EventKind::Delete };
     let kv = kv.unwrap_or_else(|| KeyValue {
         key: key.clone(),
         value: Bytes::new(),

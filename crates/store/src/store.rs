@@ -4,9 +4,7 @@ use std::{ops::Range, time::Duration};
 
 use futures::future::BoxFuture;
 
-use crate::{
-    GetResponse, Lease, LeaseId, RangeResponse, Result, Revision, Txn, TxnResponse, Watch,
-};
+use crate::{GetResponse, Lease, LeaseId, RangeResponse, Result, Revision, Txn, TxnResponse, Watch};
 
 /// A key-value store with etcd's semantics, used as `Arc<dyn Store>`.
 ///

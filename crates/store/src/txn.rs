@@ -67,15 +67,8 @@ impl Txn {
     ) -> Txn {
         let key = key.into();
         Txn {
-            compares: vec![Compare {
-                key: key.clone(),
-                mod_revision: expected,
-            }],
-            ops: vec![Op::Put {
-                key,
-                value: value.into(),
-                lease,
-            }],
+            compares: vec![Compare { key: key.clone(), mod_revision: expected }],
+            ops: vec![Op::Put { key, value: value.into(), lease }],
         }
     }
 
@@ -86,49 +79,25 @@ impl Txn {
 
     /// Writes `key` whatever it is now.
     pub fn put(key: impl Into<Arc<str>>, value: impl Into<Bytes>) -> Txn {
-        Txn {
-            compares: Vec::new(),
-            ops: vec![Op::Put {
-                key: key.into(),
-                value: value.into(),
-                lease: None,
-            }],
-        }
+        Txn { compares: Vec::new(), ops: vec![Op::Put { key: key.into(), value: value.into(), lease: None }] }
     }
 
     /// Deletes `key` if its mod revision is still `expected`.
     pub fn delete_if(key: impl Into<Arc<str>>, expected: Revision) -> Txn {
         let key = key.into();
-        Txn {
-            compares: vec![Compare {
-                key: key.clone(),
-                mod_revision: expected,
-            }],
-            ops: vec![Op::Delete { key }],
-        }
+        Txn { compares: vec![Compare { key: key.clone(), mod_revision: expected }], ops: vec![Op::Delete { key }] }
     }
 
     /// Deletes `key` whatever it is now.
     pub fn delete(key: impl Into<Arc<str>>) -> Txn {
-        Txn {
-            compares: Vec::new(),
-            ops: vec![Op::Delete { key: key.into() }],
-        }
+        Txn { compares: Vec::new(), ops: vec![Op::Delete { key: key.into() }] }
     }
 
     /// Checks what can be checked without the store's state.
     pub(crate) fn validate(&self) -> Result<()> {
-        for (what, size) in [
-            ("number of compares", self.compares.len()),
-            ("number of operations", self.ops.len()),
-        ] {
+        for (what, size) in [("number of compares", self.compares.len()), ("number of operations", self.ops.len())] {
             if size > MAX_TXN_OPS {
-                return Err(Error::TooLarge {
-                    what,
-                    size,
-                    limit: MAX_TXN_OPS,
-                    key: None,
-                });
+                return Err(Error::TooLarge { what, size, limit: MAX_TXN_OPS, key: None });
             }
         }
         let mut seen = BTreeSet::new();
@@ -156,10 +125,7 @@ impl Txn {
         }
         let compared = self.compares.iter().map(|compare| &compare.key);
         if let Some(key) = compared.chain(seen).find(|key| key.is_empty()) {
-            return Err(Error::InvalidArgument {
-                what: "key is not provided".into(),
-                key: Some(key.to_string()),
-            });
+            return Err(Error::InvalidArgument { what: "key is not provided".into(), key: Some(key.to_string()) });
         }
         Ok(())
     }
@@ -201,10 +167,7 @@ impl TxnResponse {
     /// For a transaction with one compare and one operation: its result, or the key as it is.
     pub fn single(self) -> std::result::Result<OpResult, Option<KeyValue>> {
         match self.outcome {
-            TxnOutcome::Succeeded(mut results) => Ok(results.pop().unwrap_or(OpResult {
-                kv: None,
-                prev: None,
-            })),
+            TxnOutcome::Succeeded(mut results) => Ok(results.pop().unwrap_or(OpResult { kv: None, prev: None })),
             TxnOutcome::Failed(mut current) => Err(current.pop().flatten()),
         }
     }

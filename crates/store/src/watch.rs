@@ -65,26 +65,9 @@ impl Watch {
             budget_bytes,
             ended: Mutex::new(None),
         });
-        let sender = WatchSender {
-            prefix: prefix.to_owned(),
-            queue,
-            shared: shared.clone(),
-        };
-        let last = if history.is_some() {
-            Revision::ZERO
-        } else {
-            start
-        };
-        (
-            sender,
-            Watch {
-                prefix: prefix.to_owned(),
-                history,
-                live,
-                shared,
-                last,
-            },
-        )
+        let sender = WatchSender { prefix: prefix.to_owned(), queue, shared: shared.clone() };
+        let last = if history.is_some() { Revision::ZERO } else { start };
+        (sender, Watch { prefix: prefix.to_owned(), history, live, shared, last })
     }
 
     /// A watch that only reports `error`.
@@ -123,17 +106,9 @@ impl Watch {
                 Ok(Some(batch))
             }
             None => match self.shared.ended.lock().clone() {
-                Some(Error::SlowWatcher {
-                    prefix,
-                    queued_bytes,
-                    budget_bytes,
-                    ..
-                }) => Err(Error::SlowWatcher {
-                    prefix,
-                    last: self.last,
-                    queued_bytes,
-                    budget_bytes,
-                }),
+                Some(Error::SlowWatcher { prefix, queued_bytes, budget_bytes, .. }) => {
+                    Err(Error::SlowWatcher { prefix, last: self.last, queued_bytes, budget_bytes })
+                }
                 Some(error) => Err(error),
                 None => Ok(None),
             },
@@ -151,9 +126,7 @@ impl Watch {
 
     /// A handle for [`enqueued`](Watch::enqueued) that can be used while another task receives.
     pub fn progress(&self) -> Progress {
-        Progress {
-            shared: self.shared.clone(),
-        }
+        Progress { shared: self.shared.clone() }
     }
 
     /// What is watched.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    IdMapping, ImageSpec, Int64Value, KeyValue, NamespaceOption, PodSandboxConfig, SeLinuxOption,
-    SecurityProfile, Signal, SupplementalGroupsPolicy,
+    IdMapping, ImageSpec, Int64Value, KeyValue, NamespaceOption, PodSandboxConfig, SeLinuxOption, SecurityProfile,
+    Signal, SupplementalGroupsPolicy,
 };
 
 /// The name of a container in its pod and the attempt at running it.

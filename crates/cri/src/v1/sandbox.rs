@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    ContainerStatus, Int64Value, LinuxContainerResources, NamespaceOption, Protocol, SeLinuxOption,
-    SecurityProfile, SupplementalGroupsPolicy,
+    ContainerStatus, Int64Value, LinuxContainerResources, NamespaceOption, Protocol, SeLinuxOption, SecurityProfile,
+    SupplementalGroupsPolicy,
 };
 
 /// What makes a sandbox unique: the pod and the attempt at running it.

@@ -5,23 +5,14 @@ use super::*;
 /// Checks bytes against the published field numbers, spelled out here a second time.
 #[test]
 fn encodes_with_the_published_numbers() {
-    let spec = ImageSpec {
-        image: "a".into(),
-        user_specified_image: "b".into(),
-        ..Default::default()
-    };
+    let spec = ImageSpec { image: "a".into(), user_specified_image: "b".into(), ..Default::default() };
     assert_eq!(spec.encode_to_vec(), [0x0a, 1, b'a', 0x92, 0x01, 1, b'b']);
     let filter = PodSandboxFilter {
-        state: Some(PodSandboxStateValue {
-            state: PodSandboxState::NotReady as i32,
-        }),
+        state: Some(PodSandboxStateValue { state: PodSandboxState::NotReady as i32 }),
         label_selector: [("k".to_owned(), "v".to_owned())].into(),
         ..Default::default()
     };
-    assert_eq!(
-        filter.encode_to_vec(),
-        [0x12, 2, 0x08, 1, 0x1a, 6, 0x0a, 1, b'k', 0x12, 1, b'v']
-    );
+    assert_eq!(filter.encode_to_vec(), [0x12, 2, 0x08, 1, 0x1a, 6, 0x0a, 1, b'k', 0x12, 1, b'v']);
     let security = LinuxContainerSecurityContext {
         supplemental_groups_policy: SupplementalGroupsPolicy::Strict as i32,
         ..Default::default()
