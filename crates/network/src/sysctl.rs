@@ -1,0 +1,15 @@
+//! Network sysctls of the calling thread's namespace.
+
+use std::fs;
+
+use crate::{Error, Result};
+
+/// Writes a sysctl named with slashes, like `net/ipv4/ip_forward`, unless it already has the value:
+/// where /proc/sys is read-only, a value that is right is no error.
+pub fn set(name: &str, value: &str) -> Result<()> {
+    let path = format!("/proc/sys/{name}");
+    if fs::read_to_string(&path).is_ok_and(|current| current.trim() == value) {
+        return Ok(());
+    }
+    fs::write(&path, value).map_err(Error::io(format!("set {name} to {value}")))
+}
