@@ -12,12 +12,18 @@
 //! - [`nodes`]: reaching the pods of the other nodes.
 #![allow(unsafe_code)]
 
+pub mod cni;
+pub mod conntrack;
 mod error;
 
+pub mod hostport;
+pub mod ipam;
 pub mod links;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod nodes;
+pub mod pod;
 
 pub mod subnet;
 pub mod sysctl;
@@ -25,4 +31,5 @@ pub mod sysctl;
 pub use error::{Error, Result};
 pub use netns::NetNs;
 
+pub use pod::{PodNetwork, PodNetworkConfig};
 pub use subnet::Subnet;

@@ -13,6 +13,8 @@ use crate::{
 const IFINFO_LEN: usize = 16;
 const RTMSG_LEN: usize = 12;
 const RTNH_F_ONLINK: u32 = 4;
+/// Hairpin mode.
+const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_VXLAN_ID: u16 = 1;
@@ -43,6 +45,8 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// Index of the bridge that this link is a port of.
     pub master: Option<u32>,
+    /// True for a bridge port that may not exchange frames with others like it.
+    pub isolated: bool,
     /// `bridge`, `veth`, `vxlan`, …; empty for physical devices and loopback.
     pub kind: String,
 }
@@ -126,6 +130,9 @@ impl Links {
     }
 
     /// The link of this name, if there is one.
+    ///
+    /// Asking also makes the kernel act at once on a change of the link's carrier, which it otherwise
+    /// does up to a second later; until then the link drops what it is to send.
     pub fn find(&mut self, name: &str) -> Result<Option<Link>> {
         let mut message = Message::new(libc::RTM_GETLINK, 0, &ifinfo(0, false));
         message.str(libc::IFLA_IFNAME, name);
@@ -254,18 +261,20 @@ impl Links {
             .map_err(Error::netlink(format!("bring up the interface {name}")))
     }
 
-    /// Forbids a bridge port to exchange frames with other isolated ports of its bridge.
-    pub fn isolate_port(&mut self, index: u32) -> Result<()> {
+    /// Forbids a bridge port to exchange frames with other isolated ports of its bridge, or lets it
+    /// exchange them even with itself (which is what a pod needs that meets itself behind a Service).
+    pub fn configure_port(&mut self, index: u32, isolated: bool) -> Result<()> {
         let mut message = Message::new(libc::RTM_NEWLINK, 0, &ifinfo(index, false));
         message.nest(libc::IFLA_LINKINFO, |info| {
             info.str(libc::IFLA_INFO_SLAVE_KIND, "bridge");
             info.nest(libc::IFLA_INFO_SLAVE_DATA, |data| {
-                data.u8(IFLA_BRPORT_ISOLATED, 1);
+                data.u8(IFLA_BRPORT_ISOLATED, u8::from(isolated));
+                data.u8(IFLA_BRPORT_MODE, u8::from(!isolated));
             });
         });
         self.socket
             .request(message)
-            .map_err(Error::netlink("isolate a bridge port"))
+            .map_err(Error::netlink("configure a bridge port"))
     }
 
     /// Deletes a link; true if it was there.
@@ -530,9 +539,9 @@ fn ipv4(value: &[u8]) -> Option<Ipv4Addr> {
 fn parse_link(reply: &Reply) -> Option<Link> {
     let header = reply.payload.get(..IFINFO_LEN)?;
     let attributes = reply.attributes(IFINFO_LEN);
-    let kind = attributes
-        .nested(libc::IFLA_LINKINFO)
-        .get(libc::IFLA_INFO_KIND);
+    let info = attributes.nested(libc::IFLA_LINKINFO);
+    let kind = info.get(libc::IFLA_INFO_KIND);
+    let port = info.nested(libc::IFLA_INFO_SLAVE_DATA);
     Some(Link {
         index: ne32(&header[4..])?,
         name: text(attributes.get(libc::IFLA_IFNAME)?),
@@ -545,6 +554,7 @@ fn parse_link(reply: &Reply) -> Option<Link> {
             .get(libc::IFLA_ADDRESS)
             .and_then(|mac| mac.try_into().ok()),
         master: attributes.get(libc::IFLA_MASTER).and_then(ne32),
+        isolated: port.get(IFLA_BRPORT_ISOLATED) == Some(&[1]),
         kind: kind.map(text).unwrap_or_default(),
     })
 }
@@ -583,7 +593,8 @@ mod tests {
             (port.master, port.mtu, port.up, port.kind.as_str()),
             (Some(bridge), 1400, true, "veth")
         );
-        links.isolate_port(port.index).unwrap();
+        links.configure_port(port.index, true).unwrap();
+        assert!(links.find("veth1").unwrap().unwrap().isolated);
         let inside = Links::open_in(pod.as_fd())
             .unwrap()
             .find("eth0")

@@ -265,6 +265,9 @@ impl Socket {
 
     /// Several requests in one send; the result of each, in order. The outer error is of the transport.
     pub fn requests(&mut self, mut messages: Vec<Message>) -> Result<Vec<Result<()>>> {
+        if messages.is_empty() {
+            return Ok(Vec::new());
+        }
         self.drain();
         let first = self.sequence.wrapping_add(1);
         for message in &mut messages {

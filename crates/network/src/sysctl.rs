@@ -13,3 +13,8 @@ pub fn set(name: &str, value: &str) -> Result<()> {
     }
     fs::write(&path, value).map_err(Error::io(format!("set {name} to {value}")))
 }
+
+/// True if a sysctl exists and is not zero.
+pub fn is_on(name: &str) -> bool {
+    fs::read_to_string(format!("/proc/sys/{name}")).is_ok_and(|value| value.trim() != "0")
+}

@@ -56,7 +56,7 @@ pub struct Set<'a> {
 }
 
 impl<'a> Set<'a> {
-    pub fn set(name: &'a str, key: &'a [Field]) -> Self {
+    pub fn plain(name: &'a str, key: &'a [Field]) -> Self {
         Self {
             name,
             key,
@@ -70,14 +70,14 @@ impl<'a> Set<'a> {
     pub fn map(name: &'a str, key: &'a [Field], value: &'a [Field]) -> Self {
         Self {
             data: SetData::Value(value),
-            ..Self::set(name, key)
+            ..Self::plain(name, key)
         }
     }
 
     pub fn vmap(name: &'a str, key: &'a [Field]) -> Self {
         Self {
             data: SetData::Verdict,
-            ..Self::set(name, key)
+            ..Self::plain(name, key)
         }
     }
 

@@ -32,16 +32,16 @@ fn elements_come_back_as_they_went_in() {
     batch.add_set(&Set::map("ids", &fields, &[Field::Number]));
     batch.add_set(&Set::vmap("verdicts", &fields));
     let with_source = [Field::Ipv4, Field::Protocol, Field::Port, Field::Ipv4];
-    batch.add_set(&Set::set("sources", &with_source).interval());
+    batch.add_set(&Set::plain("sources", &with_source).interval());
     batch.add_elements("ids", [map.clone()]);
     batch.add_elements("verdicts", [vmap.clone()]);
     batch.add_elements("sources", [range.clone()]);
     batch.commit(&mut socket).unwrap();
 
     let mut read = |set| elements(&mut socket, Family::Ip, TABLE, set).unwrap();
-    assert_eq!(read("ids"), [map.clone()]);
+    assert_eq!(read("ids"), std::slice::from_ref(&map));
     assert_eq!(read("verdicts"), [vmap]);
-    assert_eq!(read("sources"), [range.clone()]);
+    assert_eq!(read("sources"), std::slice::from_ref(&range));
     assert_eq!(read("nothing"), []);
 
     let mut batch = Batch::new(Family::Ip, TABLE);
