@@ -1,0 +1,4 @@
+//! Jobs and CronJobs.
+
+pub(crate) mod cronjob;
+pub(crate) mod job;

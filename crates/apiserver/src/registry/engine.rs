@@ -1,0 +1,562 @@
+//! The one engine behind every kind: create, update, patch, delete and their collections.
+//!
+//! A write's path is written here once: prepare, default, admit, validate, admit again, compare and swap. What a
+//! kind adds is its [`Strategy`](super::Strategy).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use skiff_api::{
+    Status,
+    status::success,
+    validation::Faults,
+};
+use skiff_store::{Code, Revision, Store, Txn, TxnOutcome};
+
+use super::{Registry, Resource, meta};
+use crate::{
+    admission::{Admission, Attributes, Operation},
+    auth::User,
+    cache::CacheError,
+    object::{Object, encode, meta_mut, meta_str, take_revision, with_revision},
+    request::{ListOptions, WriteOptions},
+    services::ServiceAddresses,
+};
+
+/// How often a write is tried against an object that others keep changing.
+const MAX_ATTEMPTS: usize = 50;
+
+/// Who asks, and how.
+pub struct Context<'a> {
+    pub user: &'a User,
+    pub options: &'a WriteOptions,
+}
+
+/// What an update touches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// All but the status.
+    Main,
+    /// The status alone.
+    Status,
+    /// What the caller changed and nothing else is reset, such as a binding.
+    Whole,
+}
+
+/// A written object.
+pub struct Written {
+    pub bytes: Bytes,
+    pub created: bool,
+}
+
+/// What a deletion did.
+pub enum Deleted {
+    /// The object is gone: a `Status`.
+    Gone(Value),
+    /// The object is gone, and this kind shows its last state.
+    Last(Bytes),
+    /// The object waits for its grace period or its finalizers.
+    Pending(Bytes),
+}
+
+/// Options of a deletion (`DeleteOptions`).
+#[derive(Clone, Debug, Default)]
+pub struct DeleteOptions {
+    pub grace_s: Option<i64>,
+    pub uid: Option<String>,
+    pub resource_version: Option<String>,
+    pub propagation: Option<Propagation>,
+    pub dry_run: bool,
+}
+
+/// What becomes of the objects that an object owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Propagation {
+    Orphan,
+    Background,
+    Foreground,
+}
+
+/// See the [module](self).
+pub struct Engine {
+    pub registry: Arc<Registry>,
+    pub store: Arc<dyn Store>,
+    pub admission: Admission,
+    pub services: ServiceAddresses,
+}
+
+/// A store's failure as clients see it.
+pub fn store_status(error: &skiff_store::Error) -> Status {
+    match error.code() {
+        Code::Compacted => Status::expired(
+            "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter.",
+        ),
+        Code::TooLarge => Status::too_large(format!("etcdserver: {error}")),
+        Code::NoSpace => Status::internal(format!("etcdserver: mvcc: database space exceeded: {error}")),
+        Code::Unavailable => Status::unavailable(error.to_string()),
+        _ => Status::internal(error),
+    }
+}
+
+/// A cache's failure as clients see it.
+pub fn cache_status(error: &CacheError) -> Status {
+    match error {
+        CacheError::TooOld { .. } => Status::expired(error.to_string()),
+        CacheError::TooNew { .. } => {
+            let mut s = Status::timeout(error.to_string());
+            s.details = json!({"causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}], "retryAfterSeconds": 1});
+            s
+        }
+        CacheError::Store(e) => store_status(e),
+        CacheError::NotReady => Status::too_many_requests(error.to_string(), 1),
+    }
+}
+
+impl Engine {
+    /// The object, or 404.
+    pub async fn get(&self, resource: &Resource, namespace: &str, name: &str) -> Result<Arc<Object>, Status> {
+        let key = resource.key(namespace, name);
+        resource.cache.get(&key).await.map_err(|e| cache_status(&e))?.ok_or_else(|| not_found(resource, name))
+    }
+
+    /// Creates an object. `value` has been decoded and conforms to its type.
+    pub async fn create(
+        &self,
+        cx: &Context<'_>,
+        resource: &Resource,
+        namespace: &str,
+        mut value: Value,
+    ) -> Result<Written, Status> {
+        let kind = resource.kind;
+        let given = meta_str(&value, "namespace");
+        if kind.namespaced && !given.is_empty() && given != namespace {
+            return Err(Status::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
+        }
+        let rv = take_revision(&mut value);
+        if rv.is_some_and(|rv| rv != "0") {
+            return Err(Status::internal("resourceVersion should not be set on objects to be created"));
+        }
+        let generated = meta_str(&value, "name").is_empty() && !meta_str(&value, "generateName").is_empty();
+        (resource.strategy.defaults)(&mut value);
+        let attributes = |name: &str| Attributes {
+            user: cx.user,
+            operation: Operation::Create,
+            resource: kind,
+            subresource: "",
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            dry_run: cx.options.dry_run,
+        };
+        let name = meta_str(&value, "name").to_owned();
+        self.admission.mutate(&attributes(&name), &mut value, None).await?;
+        if kind.has_subresource("status") {
+            reset_status(&mut value);
+        }
+        meta::prepare_create(&mut value, if kind.namespaced { namespace } else { "" });
+        (resource.strategy.prepare_create)(&mut value);
+        if resource.strategy.generation {
+            meta_mut(&mut value).insert("generation".into(), 1.into());
+        }
+        // Mutation may have added what needs defaults of its own.
+        (resource.strategy.defaults)(&mut value);
+        let mut faults = Faults::default();
+        meta::validate(&value, resource.strategy.names, &mut faults);
+        (resource.strategy.validate)(&value, &mut faults);
+        let reservation = self.services.assign(kind, &mut value, None, &mut faults);
+        let name = meta_str(&value, "name").to_owned();
+        if !faults.0.is_empty() {
+            return Err(Status::invalid_object(kind, &name, &faults.0));
+        }
+        self.admission.validate(&attributes(&name), &value, None).await?;
+
+        let key = resource.key(namespace, &name);
+        let stored: Bytes = encode(&value).into();
+        if cx.options.dry_run {
+            if self.get(resource, namespace, &name).await.is_ok() {
+                return Err(Status::already_exists(kind.group, kind.plural, &name));
+            }
+            return written(&stored, Revision::ZERO, true);
+        }
+        let response = self.store.txn(Txn::create(key, stored.clone())).await.map_err(|e| store_status(&e))?;
+        if !response.succeeded() {
+            let mut status = Status::already_exists(kind.group, kind.plural, &name);
+            if generated {
+                status = Status::new(409, "AlreadyExists", status.message);
+            }
+            return Err(status);
+        }
+        reservation.keep();
+        written(&stored, response.revision, true)
+    }
+
+    /// Updates an object: `change` makes the new value from the old one, and is called again when another writer
+    /// came first, unless the new value names the resourceVersion that it is based on.
+    pub async fn update(
+        &self,
+        cx: &Context<'_>,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        part: Part,
+        subresource: &str,
+        change: &(dyn Fn(&Value) -> Result<Value, Status> + Sync),
+    ) -> Result<Written, Status> {
+        let kind = resource.kind;
+        let mut old = self.get(resource, namespace, name).await?;
+        for _ in 0..MAX_ATTEMPTS {
+            let mut old_value = old.value();
+            let mut new = change(&old_value)?;
+            take_revision(&mut old_value);
+            let based_on = take_revision(&mut new);
+            match &based_on {
+                Some(rv) if *rv != old.revision.0.to_string() => {
+                    return Err(Status::modified(kind.group, kind.plural, name));
+                }
+                None if part == Part::Main && !resource.strategy.unconditional_update => {
+                    let e = skiff_api::validation::FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update");
+                    return Err(Status::invalid_object(kind, name, &[e]));
+                }
+                _ => {}
+            }
+            let uid = meta_str(&new, "uid");
+            if !uid.is_empty() && uid != &*old.uid {
+                return Err(Status::conflict(
+                    kind.group,
+                    kind.plural,
+                    name,
+                    format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", old.uid),
+                ));
+            }
+            let reservation = self.prepare_update(cx, resource, namespace, name, part, subresource, &mut new, &old_value).await?;
+            if new == old_value {
+                return Ok(Written { bytes: old.bytes.clone(), created: false });
+            }
+            let gone = !new["metadata"]["deletionTimestamp"].is_null()
+                && !has_finalizers(&new)
+                && new["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0;
+            let stored: Bytes = encode(&new).into();
+            if cx.options.dry_run {
+                return written(&stored, old.revision, false);
+            }
+            let txn = if gone {
+                Txn::delete_if(old.key.clone(), old.revision)
+            } else {
+                Txn::put_if(old.key.clone(), old.revision, stored.clone(), None)
+            };
+            let response = self.store.txn(txn).await.map_err(|e| store_status(&e))?;
+            match response.outcome {
+                TxnOutcome::Succeeded(_) => {
+                    reservation.keep();
+                    if gone {
+                        self.services.release(kind, &old_value);
+                    }
+                    return written(&stored, response.revision, false);
+                }
+                TxnOutcome::Failed(current) => {
+                    // The change is made anew on what is there now; one that names the old
+                    // resourceVersion is refused above.
+                    old = self.current(resource, name, current)?;
+                }
+            }
+        }
+        Err(Status::modified(kind.group, kind.plural, name))
+    }
+
+    fn current(
+        &self,
+        resource: &Resource,
+        name: &str,
+        mut current: Vec<Option<skiff_store::KeyValue>>,
+    ) -> Result<Arc<Object>, Status> {
+        let kv = current.pop().flatten().ok_or_else(|| not_found(resource, name))?;
+        Object::from_kv(&kv, resource.cache.indexing()).map(Arc::new).map_err(Status::internal)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one step of `update`, split out for reading")]
+    async fn prepare_update(
+        &self,
+        cx: &Context<'_>,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        part: Part,
+        subresource: &str,
+        new: &mut Value,
+        old: &Value,
+    ) -> Result<crate::services::Reservation, Status> {
+        let (kind, strategy) = (resource.kind, resource.strategy);
+        match part {
+            Part::Main if kind.has_subresource("status") => copy_field(new, old, "status"),
+            Part::Status => {
+                let fields: Vec<String> = old
+                    .as_object()
+                    .into_iter()
+                    .chain(new.as_object())
+                    .flat_map(|m| m.keys())
+                    .filter(|k| !["kind", "apiVersion", "metadata", "status"].contains(&k.as_str()))
+                    .cloned()
+                    .collect();
+                for field in fields {
+                    copy_field(new, old, &field);
+                }
+                // Nodes report labels with their status; elsewhere labels belong to the spec's writers.
+                if kind.kind != "Node" {
+                    copy_meta(new, old, &["labels", "ownerReferences"]);
+                }
+            }
+            _ => {}
+        }
+        meta::prepare_update(new, old);
+        (strategy.defaults)(new);
+        let attributes = Attributes {
+            user: cx.user,
+            operation: Operation::Update,
+            resource: kind,
+            subresource,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            dry_run: cx.options.dry_run,
+        };
+        self.admission.mutate(&attributes, new, Some(old)).await?;
+        if part == Part::Main {
+            (strategy.prepare_update)(new, old);
+        }
+        if strategy.generation && part != Part::Status && spec_differs(new, old) {
+            let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
+            meta_mut(new).insert("generation".into(), generation.into());
+        }
+        let mut faults = Faults::default();
+        meta::validate(new, |_| Vec::new(), &mut faults);
+        meta::validate_update(new, old, &mut faults);
+        match part {
+            Part::Status => (strategy.validate_status)(new, old, &mut faults),
+            Part::Main => {
+                (strategy.validate)(new, &mut faults);
+                (strategy.validate_update)(new, old, &mut faults);
+            }
+            Part::Whole => (strategy.validate)(new, &mut faults),
+        }
+        let reservation = if part == Part::Status {
+            crate::services::Reservation::none()
+        } else {
+            self.services.assign(kind, new, Some(old), &mut faults)
+        };
+        if !faults.0.is_empty() {
+            return Err(Status::invalid_object(kind, name, &faults.0));
+        }
+        self.admission.validate(&attributes, new, Some(old)).await?;
+        Ok(reservation)
+    }
+
+    /// Deletes an object, or marks it as to be deleted.
+    pub async fn delete(
+        &self,
+        cx: &Context<'_>,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        options: &DeleteOptions,
+    ) -> Result<Deleted, Status> {
+        let kind = resource.kind;
+        let mut old = self.get(resource, namespace, name).await?;
+        let attributes = Attributes {
+            user: cx.user,
+            operation: Operation::Delete,
+            resource: kind,
+            subresource: "",
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            dry_run: options.dry_run || cx.options.dry_run,
+        };
+        for _ in 0..MAX_ATTEMPTS {
+            let mut old_value = old.value();
+            take_revision(&mut old_value);
+            check_preconditions(resource, name, &old, options)?;
+            self.admission.validate(&attributes, &Value::Null, Some(&old_value)).await?;
+            let mut new = old_value.clone();
+            set_propagation_finalizers(&mut new, options.propagation);
+            let grace = resource.strategy.grace.map_or(0, |f| f(&old_value, options.grace_s).max(0));
+            let pending_before = old_value["metadata"]["deletionTimestamp"].is_string();
+            let grace = if pending_before {
+                // A deletion under way can only be made shorter.
+                let left = old_value["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
+                if options.grace_s.is_some() { grace.min(left) } else { left }
+            } else {
+                grace
+            };
+            let stays = grace > 0 || has_finalizers(&new);
+            let stored: Bytes;
+            let txn = if stays {
+                if !pending_before || grace < old_value["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) {
+                    mark_deleted(&mut new, grace, kind.kind == "Namespace");
+                }
+                if new == old_value {
+                    return Ok(Deleted::Pending(old.bytes.clone()));
+                }
+                stored = encode(&new).into();
+                Txn::put_if(old.key.clone(), old.revision, stored.clone(), None)
+            } else {
+                stored = encode(&new).into();
+                Txn::delete_if(old.key.clone(), old.revision)
+            };
+            if attributes.dry_run {
+                return Ok(Deleted::Pending(old.bytes.clone()));
+            }
+            let response = self.store.txn(txn).await.map_err(|e| store_status(&e))?;
+            match response.outcome {
+                TxnOutcome::Succeeded(_) if stays => return Ok(Deleted::Pending(written(&stored, response.revision, false)?.bytes)),
+                TxnOutcome::Succeeded(_) => {
+                    self.services.release(kind, &old_value);
+                    if shows_last_state(kind.kind) {
+                        return Ok(Deleted::Last(written(&stored, response.revision, false)?.bytes));
+                    }
+                    return Ok(Deleted::Gone(success(name, kind.group, kind.plural, &old.uid)));
+                }
+                TxnOutcome::Failed(current) => old = self.current(resource, name, current)?,
+            }
+        }
+        Err(Status::modified(kind.group, kind.plural, name))
+    }
+
+    /// Deletes all selected objects. Objects that others delete meanwhile are no error.
+    pub async fn delete_collection(
+        &self,
+        cx: &Context<'_>,
+        resource: &Resource,
+        list: &ListOptions,
+        options: &DeleteOptions,
+    ) -> Result<Vec<Arc<Object>>, Status> {
+        let listed = resource.cache.list(&list.filter, 0, None).await.map_err(|e| cache_status(&e))?;
+        for object in &listed.objects {
+            match self.delete(cx, resource, &object.namespace, &object.name, options).await {
+                Err(e) if e.code != 404 => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(listed.objects)
+    }
+}
+
+fn written(stored: &Bytes, revision: Revision, created: bool) -> Result<Written, Status> {
+    let bytes = if revision == Revision::ZERO {
+        // A dry run's object has no resourceVersion yet.
+        stored.clone()
+    } else {
+        with_revision(stored, revision).ok_or_else(|| Status::internal("object without metadata"))?
+    };
+    Ok(Written { bytes, created })
+}
+
+/// 404 for an object of this resource.
+pub fn not_found(resource: &Resource, name: &str) -> Status {
+    Status::not_found(resource.kind.group, resource.kind.plural, name)
+}
+
+fn copy_field(new: &mut Value, old: &Value, field: &str) {
+    let Some(map) = new.as_object_mut() else { return };
+    match old.get(field) {
+        Some(v) => {
+            map.insert(field.to_owned(), v.clone());
+        }
+        None => {
+            map.shift_remove(field);
+        }
+    }
+}
+
+fn copy_meta(new: &mut Value, old: &Value, fields: &[&str]) {
+    let meta = meta_mut(new);
+    for field in fields {
+        match old["metadata"].get(*field) {
+            Some(v) => {
+                meta.insert((*field).to_owned(), v.clone());
+            }
+            None => {
+                meta.shift_remove(*field);
+            }
+        }
+    }
+}
+
+/// A client cannot set the status of a new object.
+fn reset_status(value: &mut Value) {
+    if let Some(map) = value.as_object_mut() {
+        map.insert("status".into(), json!({}));
+    }
+}
+
+/// Whether anything but metadata and status differs.
+fn spec_differs(new: &Value, old: &Value) -> bool {
+    let differs = |a: &Value, b: &Value| {
+        a.as_object()
+            .into_iter()
+            .flatten()
+            .any(|(k, v)| !["metadata", "status", "kind", "apiVersion"].contains(&k.as_str()) && b.get(k) != Some(v))
+    };
+    differs(new, old) || differs(old, new)
+}
+
+/// Whether something still has to happen before the object may go.
+fn has_finalizers(value: &Value) -> bool {
+    let some = |v: &Value| v.as_array().is_some_and(|a| !a.is_empty());
+    // A namespace has finalizers of its own, in its spec.
+    some(&value["metadata"]["finalizers"]) || (value["kind"] == "Namespace" && some(&value["spec"]["finalizers"]))
+}
+
+fn mark_deleted(value: &mut Value, grace_s: i64, is_namespace: bool) {
+    let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(grace_s);
+    let meta = meta_mut(value);
+    meta.insert("deletionTimestamp".into(), meta::timestamp(at).into());
+    meta.insert("deletionGracePeriodSeconds".into(), grace_s.into());
+    if let Some(generation) = meta.get("generation").and_then(Value::as_i64) {
+        meta.insert("generation".into(), (generation + 1).into());
+    }
+    if is_namespace {
+        value["status"]["phase"] = "Terminating".into();
+    }
+}
+
+fn set_propagation_finalizers(value: &mut Value, propagation: Option<Propagation>) {
+    let Some(propagation) = propagation else { return };
+    let wanted = match propagation {
+        Propagation::Orphan => Some("orphan"),
+        Propagation::Foreground => Some("foregroundDeletion"),
+        Propagation::Background => None,
+    };
+    let meta = meta_mut(value);
+    let mut finalizers: Vec<Value> = meta.get("finalizers").and_then(Value::as_array).cloned().unwrap_or_default();
+    finalizers.retain(|f| f != "orphan" && f != "foregroundDeletion");
+    finalizers.extend(wanted.map(Value::from));
+    if finalizers.is_empty() {
+        meta.shift_remove("finalizers");
+    } else {
+        meta.insert("finalizers".into(), finalizers.into());
+    }
+}
+
+fn check_preconditions(resource: &Resource, name: &str, old: &Object, options: &DeleteOptions) -> Result<(), Status> {
+    let (kind, revision) = (resource.kind, old.revision.0.to_string());
+    let fault = match (&options.uid, &options.resource_version) {
+        (Some(uid), _) if **uid != *old.uid => {
+            format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", old.uid)
+        }
+        (_, Some(rv)) if *rv != revision => format!(
+            "Precondition failed: ResourceVersion in precondition: {rv}, ResourceVersion in object meta: {revision}"
+        ),
+        _ => return Ok(()),
+    };
+    Err(Status::conflict(kind.group, kind.plural, name, fault))
+}
+
+/// Kinds whose deletion answers with the object instead of a `Status`.
+fn shows_last_state(kind: &str) -> bool {
+    ["Pod", "Service", "ServiceAccount", "PersistentVolume", "PersistentVolumeClaim", "PodTemplate", "ResourceQuota"].contains(&kind)
+}
+
+/// A name that begins with `base` and ends in random letters.
+pub fn generated_name(base: &str) -> String {
+    meta::generate_name(base)
+}

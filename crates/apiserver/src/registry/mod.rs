@@ -1,0 +1,125 @@
+//! What each kind is beside its fields: its strategy, found through one table; and the engine that serves all.
+
+pub mod engine;
+mod meta;
+pub mod strategy;
+pub mod table;
+
+mod apps;
+mod batch;
+mod certificates;
+mod coordination;
+mod core;
+mod discovery;
+mod networking;
+mod rbac;
+mod scheduling;
+
+use std::{collections::HashMap, sync::Arc};
+
+use skiff_api::kinds::{KINDS, Kind, Storage};
+use skiff_store::Store;
+
+pub use self::strategy::Strategy;
+use crate::{
+    cache::Cache,
+    object::{Indexing, kind_prefix},
+};
+
+/// The strategy of a stored kind.
+pub fn strategy(kind: &Kind) -> &'static Strategy {
+    match (kind.group, kind.kind) {
+        ("", "ConfigMap") => &core::configmap::STRATEGY,
+        ("", "Endpoints") => &core::endpoints::STRATEGY,
+        ("", "Event") => &core::event::STRATEGY,
+        ("", "Namespace") => &core::namespace::STRATEGY,
+        ("", "Node") => &core::node::STRATEGY,
+        ("", "PersistentVolume") => &core::persistentvolume::STRATEGY,
+        ("", "PersistentVolumeClaim") => &core::persistentvolumeclaim::STRATEGY,
+        ("", "Pod") => &core::pod::STRATEGY,
+        ("", "ReplicationController") => &core::replicationcontroller::STRATEGY,
+        ("", "Secret") => &core::secret::STRATEGY,
+        ("", "Service") => &core::service::STRATEGY,
+        ("", "ServiceAccount") => &core::serviceaccount::STRATEGY,
+        ("apps", "DaemonSet") => &apps::daemonset::STRATEGY,
+        ("apps", "Deployment") => &apps::deployment::STRATEGY,
+        ("apps", "ReplicaSet") => &apps::replicaset::STRATEGY,
+        ("apps", "StatefulSet") => &apps::statefulset::STRATEGY,
+        ("batch", "Job") => &batch::job::STRATEGY,
+        ("batch", "CronJob") => &batch::cronjob::STRATEGY,
+        ("certificates.k8s.io", _) => &certificates::certificatesigningrequest::STRATEGY,
+        ("coordination.k8s.io", _) => &coordination::lease::STRATEGY,
+        ("discovery.k8s.io", _) => &discovery::endpointslice::STRATEGY,
+        ("networking.k8s.io", "Ingress") => &networking::ingress::STRATEGY,
+        ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => &rbac::role::STRATEGY,
+        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => &rbac::rolebinding::STRATEGY,
+        ("scheduling.k8s.io", _) => &scheduling::priorityclass::STRATEGY,
+        _ => &strategy::DEFAULT,
+    }
+}
+
+/// A stored kind as it is served: its facts, its rules and its objects.
+pub struct Resource {
+    pub kind: &'static Kind,
+    pub strategy: &'static Strategy,
+    pub cache: Arc<Cache>,
+    pub type_name: String,
+}
+
+impl Resource {
+    /// Key of an object in the store.
+    pub fn key(&self, namespace: &str, name: &str) -> Arc<str> {
+        crate::object::object_key(self.cache.prefix(), self.kind.namespaced, namespace, name)
+    }
+}
+
+/// All stored kinds.
+pub struct Registry {
+    /// By plural; the few groups that share one are told apart in the list.
+    by_plural: HashMap<&'static str, Vec<Arc<Resource>>>,
+}
+
+impl Registry {
+    /// A registry on a store. The caches are filled once [`start`](Registry::start) is called.
+    pub fn new(store: &Arc<dyn Store>) -> Registry {
+        let mut by_plural: HashMap<_, Vec<_>> = HashMap::new();
+        for kind in KINDS.iter().filter(|k| matches!(k.storage, Storage::Stored(_))) {
+            let strategy = strategy(kind);
+            let indexing = Indexing { selectable: strategy.selectable, field: strategy.field };
+            let cache = Cache::new(kind_prefix(kind), indexing, store.clone());
+            let resource = Resource { kind, strategy, cache, type_name: kind.type_name() };
+            by_plural.entry(kind.plural).or_default().push(Arc::new(resource));
+        }
+        Registry { by_plural }
+    }
+
+    /// Fills all caches and keeps them up to date.
+    pub fn start(&self) {
+        for resource in self.all() {
+            tokio::spawn(resource.cache.clone().run());
+        }
+    }
+
+    /// The stored kind of a group and plural.
+    pub fn get(&self, group: &str, plural: &str) -> Option<&Arc<Resource>> {
+        self.by_plural.get(plural)?.iter().find(|r| r.kind.group == group)
+    }
+
+    /// The stored kind behind a kind of the table.
+    pub fn stored(&self, kind: &Kind) -> Option<&Arc<Resource>> {
+        match kind.storage {
+            Storage::Stored(_) => self.get(kind.group, kind.plural),
+            Storage::Version { group, .. } => self.get(group, kind.plural),
+            Storage::Virtual => None,
+        }
+    }
+
+    /// A stored kind that is known to be in the table.
+    pub fn builtin(&self, group: &'static str, plural: &'static str) -> &Arc<Resource> {
+        self.get(group, plural).expect("a kind of the table")
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        self.by_plural.values().flatten()
+    }
+}

@@ -1,0 +1,3 @@
+//! Ingress.
+
+pub(crate) mod ingress;

@@ -1,0 +1,579 @@
+//! The verbs on resources: what was asked, decoded and checked, handed to the engine, and shown.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use http::{HeaderMap, Response, header};
+use serde_json::{Value, json};
+use skiff_api::{Kind, Status, decode, patch, status::success};
+use skiff_store::Revision;
+
+use crate::{
+    auth::User,
+    cache::{CacheError, CacheWatch, Signal, event_line},
+    convert,
+    http::{Body, JSON, json as json_response, respond, streamed},
+    object::meta_str,
+    registry::{
+        Resource,
+        engine::{self, Context, DeleteOptions, Deleted, Engine, Part, Propagation, cache_status},
+    },
+    render::{Accepted, Form, Renderer, encoded, warn},
+    request::{FieldValidation, ListOptions, Query, RequestInfo, WriteOptions},
+};
+
+/// A request for a resource after authentication and authorization.
+pub struct Asked<'a> {
+    pub info: &'a RequestInfo,
+    pub query: &'a Query,
+    pub headers: &'a HeaderMap,
+    pub user: &'a User,
+    pub kind: &'static Kind,
+    pub resource: &'a Arc<Resource>,
+    pub accepted: Accepted,
+    pub body: Bytes,
+}
+
+impl Asked<'_> {
+    pub fn renderer(&self) -> Renderer<'_> {
+        Renderer {
+            kind: self.kind,
+            strategy: self.resource.strategy,
+            accepted: self.accepted,
+            include: self.query.get("includeObject").unwrap_or_default(),
+        }
+    }
+
+    /// The namespace of the object; none for what is not in one.
+    pub fn namespace(&self) -> &str {
+        if self.kind.namespaced { &self.info.namespace } else { "" }
+    }
+
+    fn media_type(&self) -> &str {
+        let value = self.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        value.split(';').next().unwrap_or_default().trim()
+    }
+}
+
+/// Media types of objects in requests.
+const OBJECT_TYPES: &[&str] = &["application/json", "application/yaml"];
+const PATCH_TYPES: &[&str] =
+    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+
+/// Decodes bytes by their media type. None at all is JSON.
+fn decode_bytes(media_type: &str, body: &[u8]) -> Result<decode::Decoded, Status> {
+    let decoded = match media_type {
+        "" | "application/json" | "*/*" | "application/x-www-form-urlencoded" => decode::json(body),
+        "application/yaml" => {
+            let text = std::str::from_utf8(body).map_err(|e| Status::bad_request(format!("yaml: {e}")))?;
+            decode::yaml(text)
+        }
+        _ => return Err(Status::unsupported_media_type(OBJECT_TYPES)),
+    };
+    decoded.map_err(|e| Status::bad_request(format!("error decoding request body: {e}")))
+}
+
+/// Decodes an object of `kind`, brings it into form, and returns it with the warnings that it deserves.
+pub fn decode_object(
+    kind: &Kind,
+    media_type: &str,
+    body: &[u8],
+    validation: FieldValidation,
+) -> Result<(Value, Vec<String>), Status> {
+    let decode::Decoded { mut value, duplicates } = decode_bytes(media_type, body)?;
+    if !value.is_object() {
+        return Err(Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}",
+            kind.kind,
+            if value.is_array() { "array" } else { "value" },
+        )));
+    }
+    let api_version = kind.api_version();
+    let given_version = value["apiVersion"].as_str().unwrap_or_default().to_owned();
+    let given_kind = value["kind"].as_str().unwrap_or_default().to_owned();
+    if !given_version.is_empty() && given_version != api_version {
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({given_version}) does not match the expected API version ({api_version})"
+        )));
+    }
+    if !given_kind.is_empty() && given_kind != kind.kind {
+        return Err(Status::bad_request(format!(
+            "{given_kind} in version {:?} cannot be handled as a {}: converting (v1.{given_kind}) to ({}): unknown conversion",
+            kind.version, kind.kind, kind.kind
+        )));
+    }
+    value["apiVersion"] = api_version.into();
+    value["kind"] = kind.kind.into();
+    let unknown = conform(kind, &mut value)?;
+    let mut problems: Vec<String> = duplicates.iter().map(|d| format!("duplicate field {d:?}")).collect();
+    problems.extend(unknown.iter().map(|u| format!("unknown field {u:?}")));
+    match validation {
+        FieldValidation::Strict if !problems.is_empty() => Err(Status::bad_request(format!(
+            "{} in version {:?} cannot be handled as a {}: strict decoding error: {}",
+            kind.kind,
+            kind.version,
+            kind.kind,
+            problems.join(", ")
+        ))),
+        FieldValidation::Ignore => Ok((value, Vec::new())),
+        _ => Ok((value, problems)),
+    }
+}
+
+/// Brings a value into the form of its kind; the unknown fields are returned.
+fn conform(kind: &Kind, value: &mut Value) -> Result<Vec<String>, Status> {
+    decode::conform(value, &kind.type_name()).map_err(|e| {
+        Status::bad_request(format!(
+            "{} in version {:?} cannot be handled as a {}: {e}",
+            kind.kind, kind.version, kind.kind
+        ))
+    })
+}
+
+pub async fn get(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
+    if let Some(rv) = asked.query.get("resourceVersion").filter(|v| !v.is_empty() && *v != "0") {
+        let rv = rv.parse().map_err(|_| {
+            Status::bad_request(format!("resourceVersion: Invalid value: {rv:?}: strconv.ParseUint: parsing {rv:?}: invalid syntax"))
+        })?;
+        asked.resource.cache.at_least(Revision(rv)).await.map_err(|e| cache_status(&e))?;
+    }
+    let object = engine.get(asked.resource, asked.namespace(), &asked.info.name).await?;
+    Ok(asked.renderer().object(200, &object.bytes))
+}
+
+/// A list's place for its next page: the revision that all pages share and the last key.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Continue {
+    rv: u64,
+    start: String,
+}
+
+impl Continue {
+    fn encode(&self) -> String {
+        use base64::Engine as _;
+        let json = serde_json::to_vec(self).expect("two plain fields");
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json)
+    }
+
+    fn decode(token: &str, prefix: &str) -> Result<Continue, Status> {
+        use base64::Engine as _;
+        let bad = |why: &dyn std::fmt::Display| Status::bad_request(format!("continue key is not valid: {why}"));
+        let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(token).map_err(|e| bad(&e))?;
+        let token: Continue = serde_json::from_slice(&bytes).map_err(|e| bad(&e))?;
+        // A token of one resource must not read another.
+        if !token.start.starts_with(prefix) {
+            return Err(bad(&"it does not belong to this resource"));
+        }
+        Ok(token)
+    }
+}
+
+/// Checks that the field selector names only what can be selected.
+fn check_fields(asked: &Asked<'_>, options: &ListOptions) -> Result<(), Status> {
+    for (path, ..) in &options.filter.fields.terms {
+        let known = path == "metadata.name"
+            || (path == "metadata.namespace" && asked.kind.namespaced)
+            || asked.resource.strategy.selectable.contains(&path.as_str());
+        if !known {
+            return Err(Status::bad_request(format!("field label not supported: {path}")));
+        }
+    }
+    Ok(())
+}
+
+pub async fn list(asked: &Asked<'_>) -> Result<Response<Body>, Status> {
+    let mut options = ListOptions::parse(asked.query, asked.namespace())?;
+    check_fields(asked, &options)?;
+    let cache = &asked.resource.cache;
+    let status = |e: CacheError| cache_status(&e);
+    if let Some(how) = &options.resource_version_match {
+        if options.resource_version.is_none() {
+            return Err(Status::invalid("meta.k8s.io", "ListOptions", "", &[skiff_api::validation::FieldError::forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            )]));
+        }
+        if !["Exact", "NotOlderThan"].contains(&how.as_str()) {
+            return Err(Status::invalid("meta.k8s.io", "ListOptions", "", &[skiff_api::validation::FieldError::not_supported(
+                "resourceVersionMatch",
+                how.as_str(),
+                &["Exact", "NotOlderThan"],
+            )]));
+        }
+    }
+    let listed = match options.continue_token.take() {
+        Some(token) => {
+            if options.resource_version.is_some_and(|rv| rv > 0) {
+                return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
+            }
+            let token = Continue::decode(&token, cache.prefix())?;
+            cache.list_at(&options.filter, options.limit, Some(&token.start), Revision(token.rv)).await.map_err(status)?
+        }
+        None => match (options.resource_version, options.resource_version_match.as_deref()) {
+            (Some(rv), Some("Exact")) => {
+                cache.at_least(Revision(rv)).await.map_err(status)?;
+                cache.list_at(&options.filter, options.limit, None, Revision(rv)).await.map_err(status)?
+            }
+            (rv, _) => {
+                if let Some(rv) = rv.filter(|rv| *rv > 0) {
+                    cache.at_least(Revision(rv)).await.map_err(status)?;
+                }
+                cache.list(&options.filter, options.limit, None).await.map_err(status)?
+            }
+        },
+    };
+    let more = listed.more.map(|(key, remaining)| {
+        (Continue { rv: listed.revision.0, start: key.to_string() }.encode(), remaining)
+    });
+    Ok(asked.renderer().list(&listed.objects, listed.revision, more))
+}
+
+pub async fn watch(asked: &Asked<'_>) -> Result<Response<Body>, Status> {
+    let options = ListOptions::parse(asked.query, asked.namespace())?;
+    check_fields(asked, &options)?;
+    let cache = &asked.resource.cache;
+    // As upstream: between half an hour and an hour unless the client says otherwise.
+    let seconds = options.timeout_s.filter(|t| *t > 0).unwrap_or_else(|| 1800 + rand::random_range(0..1800));
+    let renderer = Renderer { include: "", ..asked.renderer() };
+    let include = asked.query.get("includeObject").unwrap_or_default().to_owned();
+    let initial = match (options.send_initial_events, options.resource_version) {
+        (Some(true), _) => true,
+        (Some(false), _) => false,
+        // Without a resourceVersion or with 0 a watch begins with what is there.
+        (None, None | Some(0)) => true,
+        (None, Some(_)) => false,
+    };
+    if options.send_initial_events.is_some() && options.resource_version_match.as_deref() != Some("NotOlderThan") {
+        return Err(Status::invalid("meta.k8s.io", "ListOptions", "", &[skiff_api::validation::FieldError::forbidden(
+            "resourceVersionMatch",
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        )]));
+    }
+    let mut first = Vec::new();
+    let started: Result<CacheWatch, CacheError> = if initial {
+        if let Some(rv) = options.resource_version {
+            cache.at_least(Revision(rv)).await.map_err(|e| cache_status(&e))?;
+        }
+        match cache.watch_with_initial(options.filter.clone()).await {
+            Ok((listed, watch)) => {
+                let renderer = Renderer { include: &include, ..renderer };
+                for (i, object) in listed.objects.iter().enumerate() {
+                    first.push(event_line("ADDED", &renderer.event_object(&object.bytes, i == 0)));
+                }
+                if options.send_initial_events == Some(true) && options.bookmarks {
+                    first.push(event_line("BOOKMARK", &renderer.bookmark(listed.revision, true)));
+                }
+                Ok(watch)
+            }
+            Err(e) => Err(e),
+        }
+    } else {
+        let after = match options.resource_version {
+            Some(rv) if rv > 0 => Revision(rv),
+            _ => cache.fresh().await.map_err(|e| cache_status(&e))?,
+        };
+        cache.watch_after(options.filter.clone(), after).await
+    };
+    let watch = match started {
+        Ok(watch) => watch,
+        // Clients expect this one as an event.
+        Err(e @ CacheError::TooOld { .. }) => {
+            let line = event_line("ERROR", cache_status(&e).to_value().to_string().as_bytes());
+            return Ok(respond(200, JSON, line));
+        }
+        Err(e) => return Err(cache_status(&e)),
+    };
+    let described = !first.is_empty();
+    let state = WatchState {
+        watch,
+        kind: asked.kind,
+        strategy: asked.resource.strategy,
+        accepted: asked.accepted,
+        include,
+        bookmarks: options.bookmarks,
+        described,
+        deadline: tokio::time::Instant::now() + Duration::from_secs(seconds),
+    };
+    let lines = futures::stream::iter(first).chain(futures::stream::unfold(state, |mut s| async move {
+        let line = s.next_line().await?;
+        Some((line, s))
+    }));
+    let mut response = Response::new(streamed(lines));
+    let content_type = if asked.accepted.yaml { "application/yaml;stream=watch" } else { JSON };
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    Ok(response)
+}
+
+struct WatchState {
+    watch: CacheWatch,
+    kind: &'static Kind,
+    strategy: &'static crate::registry::Strategy,
+    accepted: Accepted,
+    include: String,
+    bookmarks: bool,
+    /// Whether the columns of a table have been described.
+    described: bool,
+    deadline: tokio::time::Instant,
+}
+
+impl WatchState {
+    async fn next_line(&mut self) -> Option<Bytes> {
+        loop {
+            let signal = tokio::time::timeout_at(self.deadline, self.watch.recv()).await.ok()??;
+            match signal {
+                Signal::Change(change, seen) => {
+                    let plain = self.accepted.form == Form::Object
+                        && !matches!(self.kind.storage, skiff_api::kinds::Storage::Version { .. });
+                    if plain {
+                        return Some(change.line(seen));
+                    }
+                    let first = !std::mem::replace(&mut self.described, true);
+                    let object = self.renderer().event_object(&change.shown().bytes, first);
+                    return Some(event_line(seen.as_str(), &object));
+                }
+                Signal::Bookmark(revision) if self.bookmarks => {
+                    return Some(event_line("BOOKMARK", &self.renderer().bookmark(revision, false)));
+                }
+                Signal::Bookmark(_) => {}
+            }
+        }
+    }
+
+    fn renderer(&self) -> Renderer<'_> {
+        Renderer { kind: self.kind, strategy: self.strategy, accepted: self.accepted, include: &self.include }
+    }
+}
+
+pub async fn create(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
+    let options = WriteOptions::parse(asked.query)?;
+    let (value, mut warnings) =
+        decode_object(asked.kind, asked.media_type(), &asked.body, options.field_validation)?;
+    let mut value = convert::to_stored(asked.kind, value);
+    warnings.extend((asked.resource.strategy.warnings)(&value));
+    if asked.kind.kind == "CertificateSigningRequest" {
+        let user = asked.user;
+        value["spec"]["username"] = user.name.clone().into();
+        value["spec"]["groups"] = json!(user.groups);
+        if !user.uid.is_empty() {
+            value["spec"]["uid"] = user.uid.clone().into();
+        }
+        if !user.extra.is_empty() {
+            value["spec"]["extra"] = json!(user.extra);
+        }
+    }
+    let cx = Context { user: asked.user, options: &options };
+    let written = engine.create(&cx, asked.resource, asked.namespace(), value).await?;
+    let mut response = asked.renderer().object(201, &written.bytes);
+    warn(&mut response, &warnings);
+    Ok(response)
+}
+
+/// An update of the object or of a subresource that has the object's own kind.
+pub async fn update(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Response<Body>, Status> {
+    let options = WriteOptions::parse(asked.query)?;
+    let (value, warnings) = decode_object(asked.kind, asked.media_type(), &asked.body, options.field_validation)?;
+    let name = &asked.info.name;
+    let given = meta_str(&value, "name");
+    if given != name {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({}) does not match the name on the URL ({name})",
+            if given.is_empty() { "based on metadata.name: name must be provided".to_owned() } else { given.to_owned() }
+        )));
+    }
+    let namespace = meta_str(&value, "namespace");
+    if !namespace.is_empty() && namespace != asked.namespace() {
+        return Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    let value = convert::to_stored(asked.kind, value);
+    let cx = Context { user: asked.user, options: &options };
+    let sub = asked.info.subresource.as_str();
+    let done = engine
+        .update(&cx, asked.resource, asked.namespace(), name, part, sub, &|_| Ok(value.clone()))
+        .await;
+    let (written, code) = match done {
+        Err(e) if e.code == 404 && e.reason == "NotFound" && asked.resource.strategy.create_on_update && part == Part::Main => {
+            let mut value = value.clone();
+            crate::object::take_revision(&mut value);
+            (engine.create(&cx, asked.resource, asked.namespace(), value).await?, 201)
+        }
+        other => (other?, 200),
+    };
+    let mut response = asked.renderer().object(code, &written.bytes);
+    warn(&mut response, &warnings);
+    Ok(response)
+}
+
+/// The function from the old object to the patched one, in the version of `kind`.
+pub fn patched(
+    kind: &'static Kind,
+    media_type: &str,
+    body: &[u8],
+    validation: FieldValidation,
+) -> Result<impl Fn(&Value) -> Result<(Value, Vec<String>), Status> + Sync + use<>, Status> {
+    if !PATCH_TYPES.contains(&media_type) {
+        return Err(Status::unsupported_media_type(PATCH_TYPES));
+    }
+    let decoded = match decode::json(body) {
+        Ok(decoded) => decoded,
+        // kubectl sends patches written in YAML as JSON; other clients may not.
+        Err(e) => match std::str::from_utf8(body).ok().and_then(|t| decode::yaml(t).ok()).filter(|d| d.value.is_object()) {
+            Some(decoded) => decoded,
+            None => return Err(Status::bad_request(format!("error decoding patch: {e}"))),
+        },
+    };
+    let patch = decoded.value;
+    let media_type = media_type.to_owned();
+    let type_name = kind.type_name();
+    Ok(move |old: &Value| {
+        let mut value = old.clone();
+        let bad = |e: patch::PatchError| match e {
+            patch::PatchError::Malformed(m) => Status::bad_request(m),
+            patch::PatchError::DoesNotApply(m) => Status::new(422, "Invalid", m),
+        };
+        match media_type.as_str() {
+            "application/json-patch+json" => patch::json(&mut value, &patch).map_err(bad)?,
+            "application/merge-patch+json" => {
+                if !patch.is_object() {
+                    return Err(Status::bad_request("error decoding patch: json: cannot unmarshal into Go value of type map[string]interface {}"));
+                }
+                patch::merge(&mut value, &patch);
+            }
+            _ => patch::strategic(&mut value, &patch, &type_name).map_err(bad)?,
+        }
+        if !value.is_object() {
+            return Err(Status::bad_request("the patch makes no object"));
+        }
+        // A patch cannot turn an object into another kind of object.
+        for (field, want) in [("kind", kind.kind.to_owned()), ("apiVersion", kind.api_version())] {
+            if value[field] != want.as_str() {
+                return Err(Status::bad_request(format!(
+                    "the {field} of the patched object ({}) does not match the expected one ({want})",
+                    value[field]
+                )));
+            }
+        }
+        let unknown = conform(kind, &mut value)?;
+        let problems: Vec<String> = unknown.iter().map(|u| format!("unknown field {u:?}")).collect();
+        if validation == FieldValidation::Strict && !problems.is_empty() {
+            let text = format!("strict decoding error: {}", problems.join(", "));
+            return Err(Status::bad_request(format!(
+                "{} in version {:?} cannot be handled as a {}: {text}",
+                kind.kind, kind.version, kind.kind
+            )));
+        }
+        Ok((value, if validation == FieldValidation::Ignore { Vec::new() } else { problems }))
+    })
+}
+
+pub async fn patch(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Response<Body>, Status> {
+    let options = WriteOptions::parse(asked.query)?;
+    let change = patched(asked.kind, asked.media_type(), &asked.body, options.field_validation)?;
+    let warnings = parking_lot::Mutex::new(Vec::new());
+    let kind = asked.kind;
+    let apply = |old: &Value| {
+        let shown = convert::from_stored(kind, old.to_string().as_bytes()).unwrap_or_else(|| old.clone());
+        let (value, problems) = change(&shown)?;
+        *warnings.lock() = problems;
+        if meta_str(&value, "name") != meta_str(old, "name") {
+            return Err(Status::bad_request(format!(
+                "the name of the object ({}) does not match the name on the URL ({})",
+                meta_str(&value, "name"),
+                meta_str(old, "name")
+            )));
+        }
+        Ok(convert::to_stored(kind, value))
+    };
+    let cx = Context { user: asked.user, options: &options };
+    let sub = asked.info.subresource.as_str();
+    let written = engine.update(&cx, asked.resource, asked.namespace(), &asked.info.name, part, sub, &apply).await?;
+    let mut response = asked.renderer().object(200, &written.bytes);
+    warn(&mut response, &warnings.into_inner());
+    Ok(response)
+}
+
+/// Options of a deletion, from the body or, as old clients do it, the query.
+pub fn delete_options(asked: &Asked<'_>) -> Result<DeleteOptions, Status> {
+    let write = WriteOptions::parse(asked.query)?;
+    let body = if asked.body.is_empty() {
+        json!({})
+    } else {
+        let mut value = decode_bytes(asked.media_type(), &asked.body)?.value;
+        decode::conform(&mut value, "apimachinery.pkg.apis.meta.v1.DeleteOptions")
+            .map_err(|e| Status::bad_request(format!("error decoding DeleteOptions: {e}")))?;
+        value
+    };
+    let grace_s = match body["gracePeriodSeconds"].as_i64() {
+        Some(s) => Some(s),
+        None => asked.query.int("gracePeriodSeconds")?,
+    };
+    let policy = body["propagationPolicy"].as_str().or_else(|| asked.query.get("propagationPolicy"));
+    let orphan = body["orphanDependents"].as_bool().or_else(|| asked.query.get("orphanDependents").map(|v| v == "true"));
+    let propagation = match (policy, orphan) {
+        (Some(_), Some(_)) => {
+            return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &[skiff_api::validation::FieldError::invalid(
+                "propagationPolicy",
+                policy.unwrap_or_default(),
+                "orphanDependents and deletionPropagation cannot be both set",
+            )]));
+        }
+        (Some("Orphan"), _) | (None, Some(true)) => Some(Propagation::Orphan),
+        (Some("Foreground"), _) => Some(Propagation::Foreground),
+        (Some("Background"), _) | (None, Some(false)) => Some(Propagation::Background),
+        (Some(""), None) | (None, None) => None,
+        (Some(other), None) => {
+            return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &[skiff_api::validation::FieldError::not_supported(
+                "propagationPolicy",
+                other,
+                &["Foreground", "Background", "Orphan", "nil"],
+            )]));
+        }
+    };
+    let dry_run = write.dry_run || body["dryRun"].as_array().is_some_and(|d| !d.is_empty());
+    let text = |v: &Value| v.as_str().filter(|s| !s.is_empty()).map(str::to_owned);
+    Ok(DeleteOptions {
+        grace_s,
+        uid: text(&body["preconditions"]["uid"]),
+        resource_version: text(&body["preconditions"]["resourceVersion"]),
+        propagation,
+        dry_run,
+    })
+}
+
+pub async fn delete(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
+    let options = delete_options(asked)?;
+    let write = WriteOptions::default();
+    let cx = Context { user: asked.user, options: &write };
+    let deleted = engine.delete(&cx, asked.resource, asked.namespace(), &asked.info.name, &options).await?;
+    Ok(match deleted {
+        Deleted::Gone(status) => encoded(asked.accepted, 200, status.to_string().into()),
+        Deleted::Last(bytes) | Deleted::Pending(bytes) => asked.renderer().object(200, &bytes),
+    })
+}
+
+pub async fn delete_collection(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
+    let options = delete_options(asked)?;
+    let list = ListOptions::parse(asked.query, asked.namespace())?;
+    check_fields(asked, &list)?;
+    let write = WriteOptions::default();
+    let cx = Context { user: asked.user, options: &write };
+    let deleted = engine.delete_collection(&cx, asked.resource, &list, &options).await?;
+    let revision = engine.store.revision();
+    Ok(asked.renderer().list(&deleted, revision, None))
+}
+
+/// 200 with a `Status` that says that all went well.
+pub fn done(asked: &Asked<'_>, code: u16) -> Response<Body> {
+    let mut status = success(&asked.info.name, asked.kind.group, asked.kind.plural, "");
+    if let Some(details) = status["details"].as_object_mut() {
+        details.shift_remove("uid");
+    }
+    json_response(code, &status)
+}
+
+/// 404 for an object of the asked resource.
+pub fn missing(asked: &Asked<'_>) -> Status {
+    engine::not_found(asked.resource, &asked.info.name)
+}
