@@ -181,4 +181,8 @@ impl Error {
             _ => None,
         }
     }
+
+    pub(crate) fn unavailable(what: impl Into<String>) -> Error {
+        Error::Unavailable { what: what.into() }
+    }
 }

@@ -6,6 +6,8 @@
 //!
 //! `docs/store.md` describes the file format, the guarantees, and the test that shows each.
 
+mod compaction;
+pub mod embedded;
 mod error;
 mod kv;
 mod store;
@@ -13,8 +15,12 @@ mod txn;
 mod watch;
 
 #[cfg(any(test, feature = "testing"))]
+pub mod contract;
+#[cfg(any(test, feature = "testing"))]
 pub mod memory;
 
+pub use compaction::{DEFAULT_COMPACTION_PERIOD, compact_periodically};
+pub use embedded::{Embedded, Options};
 pub use error::{Code, Error, Result};
 pub use kv::{Event, EventKind, GetResponse, KeyValue, Lease, LeaseId, RangeResponse, Revision};
 pub use store::{Store, prefix_end};

@@ -1,0 +1,1 @@
+//! Snapshots: the current state in a file of its own, and back.

@@ -1,0 +1,3 @@
+//! The store's tests from outside, in one binary.
+
+mod contract;
