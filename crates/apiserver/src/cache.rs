@@ -313,7 +313,8 @@ impl Cache {
         let current = self.store.revision();
         let enqueued = self.progress.read().as_ref().map(Progress::enqueued);
         let mut state = self.state.write();
-        let revision = if enqueued.is_some_and(|e| state.revision >= e) { current.max(state.revision) } else { state.revision };
+        let revision =
+            if enqueued.is_some_and(|e| state.revision >= e) { current.max(state.revision) } else { state.revision };
         state.watchers.retain(|w| w.queue.try_send(Signal::Bookmark(revision)).is_ok());
     }
 
@@ -386,7 +387,11 @@ impl Cache {
         after: Option<&str>,
         revision: Revision,
     ) -> Listed {
-        let start = if filter.namespace.is_empty() { self.prefix.clone() } else { format!("{}{}/", self.prefix, filter.namespace) };
+        let start = if filter.namespace.is_empty() {
+            self.prefix.clone()
+        } else {
+            format!("{}{}/", self.prefix, filter.namespace)
+        };
         let end = prefix_end(&start);
         let lower = match after {
             Some(key) if key >= start.as_str() => Bound::Excluded(key),
@@ -506,13 +511,16 @@ impl Cache {
     }
 
     fn historical_change(&self, event: &skiff_store::Event) -> Option<Change> {
-        let decode = |kv| Object::from_kv(kv, self.indexing).inspect_err(|error| tracing::error!(%error, "watch from the past")).ok();
+        let decode = |kv| {
+            Object::from_kv(kv, self.indexing).inspect_err(|error| tracing::error!(%error, "watch from the past")).ok()
+        };
         let prev = match &event.prev {
             Some(kv) => Some(Arc::new(decode(kv)?)),
             None => None,
         };
         let deleted = event.kind == EventKind::Delete;
-        let object = if deleted { prev.as_ref()?.at(event.revision(), self.indexing).ok()? } else { decode(&event.kv)? };
+        let object =
+            if deleted { prev.as_ref()?.at(event.revision(), self.indexing).ok()? } else { decode(&event.kv)? };
         Some(Change::new(event.revision(), Arc::new(object), prev, deleted))
     }
 
@@ -625,10 +633,7 @@ mod tests {
         }
         let now = cache.fresh().await.unwrap();
         store.compact(now).await.unwrap();
-        assert!(matches!(
-            cache.watch_after(Filter::default(), Revision(2)).await,
-            Err(CacheError::TooOld { .. })
-        ));
+        assert!(matches!(cache.watch_after(Filter::default(), Revision(2)).await, Err(CacheError::TooOld { .. })));
         assert!(matches!(
             cache.watch_after(Filter::default(), Revision(1_000_000)).await,
             Err(CacheError::TooNew { .. })

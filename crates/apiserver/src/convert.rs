@@ -113,7 +113,10 @@ mod tests {
         let event = by_kind("events.k8s.io", "v1", "Event").unwrap();
         let v = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "note": "n", "regarding": {"name": "x"}});
         let stored = to_stored(event, v.clone());
-        assert_eq!(stored, json!({"apiVersion": "v1", "kind": "Event", "message": "n", "involvedObject": {"name": "x"}}));
+        assert_eq!(
+            stored,
+            json!({"apiVersion": "v1", "kind": "Event", "message": "n", "involvedObject": {"name": "x"}})
+        );
         assert_eq!(from_stored(event, stored.to_string().as_bytes()), Some(v));
 
         let hpa = by_kind("autoscaling", "v1", "HorizontalPodAutoscaler").unwrap();

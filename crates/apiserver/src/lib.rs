@@ -1,13 +1,47 @@
-//! The API server.
-pub mod admission;
-pub mod auth;
-pub mod convert;
-pub mod cache;
-pub mod http;
-pub mod object;
-pub mod rbac;
-pub mod registry;
-pub mod render;
-pub mod request;
-pub mod resources;
-pub mod services;
+//! The API server: the one journey of a request, and what the kinds add to it.
+//!
+//! A request is read ([`request`]), its sender known ([`authn`]) and allowed ([`rbac`]), its object decoded
+//! ([`resources`]), admitted ([`admission`]), checked by the rules of its kind ([`registry`]) and written by the one
+//! engine ([`registry::engine`]); reads come from the watch caches ([`cache`]). [`server`] shows the whole path.
+//!
+//! Invariants: only this crate opens the store; every write passes authorization, admission and validation, also
+//! those from the same process; a watch never skips a change silently.
+
+#![allow(unreachable_pub, reason = "the modules are private: `pub` in them means public to the crate")]
+
+mod admission;
+mod auth;
+mod authn;
+mod bootstrap;
+mod cache;
+mod convert;
+mod discovery;
+mod http;
+mod metrics;
+mod object;
+mod openapi;
+mod proxy;
+mod rbac;
+mod registry;
+mod render;
+mod request;
+mod resources;
+mod reviews;
+mod server;
+mod services;
+mod subresources;
+
+pub use self::{
+    auth::{MASTERS, ServiceAccountTokens, TokenError, User},
+    http::Body,
+    server::{ApiServer, Config, InProcess},
+    services::ServiceRange,
+};
+
+/// The Kubernetes version that is served.
+pub const KUBERNETES_VERSION: &str = "1.36.0";
+
+/// The version as clients see it: Kubernetes' with ours behind the plus.
+pub fn git_version() -> String {
+    format!("v{KUBERNETES_VERSION}+skiff{}", env!("CARGO_PKG_VERSION"))
+}

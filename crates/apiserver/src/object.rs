@@ -58,8 +58,8 @@ impl Object {
         revision: Revision,
         indexing: Indexing,
     ) -> Result<Object, UndecodableError> {
-        let value: Value = serde_json::from_slice(stored)
-            .map_err(|e| UndecodableError { key: key.clone(), source: Some(e) })?;
+        let value: Value =
+            serde_json::from_slice(stored).map_err(|e| UndecodableError { key: key.clone(), source: Some(e) })?;
         let bytes = with_revision(stored, revision).ok_or(UndecodableError { key: key.clone(), source: None })?;
         let meta = &value["metadata"];
         let text = |field: &str| meta[field].as_str().unwrap_or_default().into();
@@ -227,7 +227,9 @@ mod tests {
 
     #[test]
     fn the_revision_is_put_in_without_decoding() {
-        let o = object(json!({"spec": {"nodeName": "n"}, "metadata": {"name": "a", "labels": {"x": "y"}}, "apiVersion": "v1", "kind": "Pod"}));
+        let o = object(
+            json!({"spec": {"nodeName": "n"}, "metadata": {"name": "a", "labels": {"x": "y"}}, "apiVersion": "v1", "kind": "Pod"}),
+        );
         assert_eq!(
             std::str::from_utf8(&o.bytes).unwrap(),
             r#"{"kind":"Pod","apiVersion":"v1","metadata":{"resourceVersion":"7","name":"a","labels":{"x":"y"}},"spec":{"nodeName":"n"}}"#
@@ -241,7 +243,9 @@ mod tests {
 
     #[test]
     fn a_mark_inside_a_value_does_not_mislead() {
-        let o = object(json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "a"}, "data": {"k": "\"metadata\":{"}}));
+        let o = object(
+            json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "a"}, "data": {"k": "\"metadata\":{"}}),
+        );
         assert_eq!(o.value()["metadata"]["resourceVersion"], "7");
         assert_eq!(o.value()["data"]["k"], "\"metadata\":{");
     }

@@ -149,7 +149,8 @@ impl Authorizer {
     }
 
     fn bindings(&self) -> Vec<Arc<Binding>> {
-        let resources = ["roles", "clusterroles", "rolebindings", "clusterrolebindings"].map(|p| self.registry.builtin(GROUP, p));
+        let resources =
+            ["roles", "clusterroles", "rolebindings", "clusterrolebindings"].map(|p| self.registry.builtin(GROUP, p));
         let made_of: Vec<(u64, usize)> = resources.iter().map(|r| (r.cache.last_change().0, r.cache.len())).collect();
         {
             let compiled = self.compiled.read();
@@ -183,12 +184,7 @@ impl Authorizer {
 
 /// The rules of a role object.
 pub fn rules_of(role: &Value) -> Vec<PolicyRule> {
-    role["rules"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|r| serde_json::from_value(r.clone()).ok())
-        .collect()
+    role["rules"].as_array().into_iter().flatten().filter_map(|r| serde_json::from_value(r.clone()).ok()).collect()
 }
 
 /// Whether `held` covers all that `rule` allows: each verb on each resource of each group and name.
@@ -199,9 +195,9 @@ pub fn covers(held: &[PolicyRule], rule: &PolicyRule) -> bool {
         for url in &rule.non_resource_urls {
             let ok = held.iter().any(|h| {
                 includes(&h.verbs, verb)
-                    && h.non_resource_urls.iter().any(|u| {
-                        u == url || u.strip_suffix('*').is_some_and(|prefix| url.starts_with(prefix))
-                    })
+                    && h.non_resource_urls
+                        .iter()
+                        .any(|u| u == url || u.strip_suffix('*').is_some_and(|prefix| url.starts_with(prefix)))
             });
             if !ok {
                 return false;
@@ -214,7 +210,8 @@ pub fn covers(held: &[PolicyRule], rule: &PolicyRule) -> bool {
                     let ok = held.iter().any(|h| {
                         includes(&h.verbs, verb)
                             && includes(&h.api_groups, group)
-                            && (includes(&h.resources, resource) || sub.as_ref().is_some_and(|s| h.resources.contains(s)))
+                            && (includes(&h.resources, resource)
+                                || sub.as_ref().is_some_and(|s| h.resources.contains(s)))
                             && (h.resource_names.is_empty() || (!name.is_empty() && h.resource_names.contains(&name)))
                     });
                     if !ok {
@@ -252,8 +249,17 @@ mod tests {
 
     #[test]
     fn rules_allow_what_they_name() {
-        let r = rule(json!({"verbs": ["get", "list"], "apiGroups": [""], "resources": ["pods", "*/log"], "resourceNames": ["a"]}));
-        let a = |verb, resource, name| Attributes { verb, resource, name, namespace: "d", is_resource: true, ..Attributes::default() };
+        let r = rule(
+            json!({"verbs": ["get", "list"], "apiGroups": [""], "resources": ["pods", "*/log"], "resourceNames": ["a"]}),
+        );
+        let a = |verb, resource, name| Attributes {
+            verb,
+            resource,
+            name,
+            namespace: "d",
+            is_resource: true,
+            ..Attributes::default()
+        };
         assert!(r.allows(&a("get", "pods", "a")));
         assert!(!r.allows(&a("get", "pods", "b")));
         assert!(!r.allows(&a("delete", "pods", "a")));
@@ -268,7 +274,10 @@ mod tests {
     fn escalation_is_seen() {
         let held = [rule(json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}))];
         assert!(covers(&held, &held[0]));
-        assert!(covers(&held, &rule(json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods"], "resourceNames": ["x"]}))));
+        assert!(covers(
+            &held,
+            &rule(json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods"], "resourceNames": ["x"]}))
+        ));
         assert!(!covers(&held, &rule(json!({"verbs": ["get", "list"], "apiGroups": [""], "resources": ["pods"]}))));
         assert!(!covers(&held, &rule(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}))));
     }

@@ -166,9 +166,12 @@ impl Renderer<'_> {
                 "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": revision.0.to_string()},
                 "columnDefinitions": [], "rows": [{"cells": [], "object": {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta}}],
             }),
-            Form::Metadata => json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta}),
+            Form::Metadata => {
+                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta})
+            }
             Form::Object => {
-                let mut object = json!({"kind": self.kind.kind, "apiVersion": self.kind.api_version(), "metadata": meta});
+                let mut object =
+                    json!({"kind": self.kind.kind, "apiVersion": self.kind.api_version(), "metadata": meta});
                 // Typed clients decode bookmarks as objects of the kind; these fields are no pointers there.
                 for field in ["spec", "status"] {
                     object[field] = json!({});

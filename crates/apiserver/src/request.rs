@@ -29,7 +29,11 @@ pub struct RequestInfo {
 impl RequestInfo {
     /// Reads a request line. The rules are those of upstream's request info, including the old `/watch/` prefix.
     pub fn parse(method: &Method, uri: &Uri, query: &Query) -> RequestInfo {
-        let mut info = RequestInfo { path: uri.path().to_owned(), verb: method.as_str().to_ascii_lowercase(), ..RequestInfo::default() };
+        let mut info = RequestInfo {
+            path: uri.path().to_owned(),
+            verb: method.as_str().to_ascii_lowercase(),
+            ..RequestInfo::default()
+        };
         let decoded: Vec<String> = uri.path().split('/').filter(|s| !s.is_empty()).map(percent_decode).collect();
         let mut parts = decoded.iter().map(String::as_str).peekable();
         match parts.next() {
@@ -88,7 +92,11 @@ impl RequestInfo {
                 info.verb = "watch".to_owned();
             }
             // A list of one name is authorized as that name.
-            if let Some(name) = query.get("fieldSelector").and_then(|s| FieldSelector::parse(s).ok()).and_then(|s| s.exact("metadata.name").map(str::to_owned)) {
+            if let Some(name) = query
+                .get("fieldSelector")
+                .and_then(|s| FieldSelector::parse(s).ok())
+                .and_then(|s| s.exact("metadata.name").map(str::to_owned))
+            {
                 info.name = name;
             }
         }
@@ -97,7 +105,11 @@ impl RequestInfo {
 
     /// `pods/log`, `pods`.
     pub fn resource_path(&self) -> String {
-        if self.subresource.is_empty() { self.resource.clone() } else { format!("{}/{}", self.resource, self.subresource) }
+        if self.subresource.is_empty() {
+            self.resource.clone()
+        } else {
+            format!("{}/{}", self.resource, self.subresource)
+        }
     }
 }
 
@@ -136,9 +148,10 @@ impl Query {
     pub fn int(&self, name: &str) -> Result<Option<i64>, Status> {
         match self.get(name) {
             None | Some("") => Ok(None),
-            Some(v) => v.parse().map(Some).map_err(|_| {
-                Status::bad_request(format!("strconv.ParseInt: parsing {v:?}: invalid syntax"))
-            }),
+            Some(v) => v
+                .parse()
+                .map(Some)
+                .map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {v:?}: invalid syntax"))),
         }
     }
 }
@@ -181,16 +194,12 @@ pub enum FieldValidation {
 #[derive(Clone, Debug, Default)]
 pub struct WriteOptions {
     pub dry_run: bool,
-    pub field_manager: String,
     pub field_validation: FieldValidation,
 }
 
 impl WriteOptions {
     pub fn parse(query: &Query) -> Result<WriteOptions, Status> {
-        let mut options = WriteOptions {
-            field_manager: query.get("fieldManager").unwrap_or_default().to_owned(),
-            ..WriteOptions::default()
-        };
+        let mut options = WriteOptions::default();
         for value in query.get_all("dryRun").filter(|v| !v.is_empty()) {
             if value != "All" {
                 return Err(Status::bad_request(format!(

@@ -6,18 +6,18 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http::{HeaderMap, Response, header};
 use serde_json::{Value, json};
-use skiff_api::{Kind, Status, decode, patch, status::success};
+use skiff_api::{Kind, Status, decode, patch};
 use skiff_store::Revision;
 
 use crate::{
     auth::User,
     cache::{CacheError, CacheWatch, Signal, event_line},
     convert,
-    http::{Body, JSON, json as json_response, respond, streamed},
+    http::{Body, JSON, respond, streamed},
     object::meta_str,
     registry::{
         Resource,
-        engine::{self, Context, DeleteOptions, Deleted, Engine, Part, Propagation, cache_status},
+        engine::{Context, DeleteOptions, Deleted, Engine, Part, Propagation, cache_status},
     },
     render::{Accepted, Form, Renderer, encoded, warn},
     request::{FieldValidation, ListOptions, Query, RequestInfo, WriteOptions},
@@ -134,7 +134,9 @@ fn conform(kind: &Kind, value: &mut Value) -> Result<Vec<String>, Status> {
 pub async fn get(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
     if let Some(rv) = asked.query.get("resourceVersion").filter(|v| !v.is_empty() && *v != "0") {
         let rv = rv.parse().map_err(|_| {
-            Status::bad_request(format!("resourceVersion: Invalid value: {rv:?}: strconv.ParseUint: parsing {rv:?}: invalid syntax"))
+            Status::bad_request(format!(
+                "resourceVersion: Invalid value: {rv:?}: strconv.ParseUint: parsing {rv:?}: invalid syntax"
+            ))
         })?;
         asked.resource.cache.at_least(Revision(rv)).await.map_err(|e| cache_status(&e))?;
     }
@@ -189,17 +191,27 @@ pub async fn list(asked: &Asked<'_>) -> Result<Response<Body>, Status> {
     let status = |e: CacheError| cache_status(&e);
     if let Some(how) = &options.resource_version_match {
         if options.resource_version.is_none() {
-            return Err(Status::invalid("meta.k8s.io", "ListOptions", "", &[skiff_api::validation::FieldError::forbidden(
-                "resourceVersionMatch",
-                "resourceVersionMatch is forbidden unless resourceVersion is provided",
-            )]));
+            return Err(Status::invalid(
+                "meta.k8s.io",
+                "ListOptions",
+                "",
+                &[skiff_api::validation::FieldError::forbidden(
+                    "resourceVersionMatch",
+                    "resourceVersionMatch is forbidden unless resourceVersion is provided",
+                )],
+            ));
         }
         if !["Exact", "NotOlderThan"].contains(&how.as_str()) {
-            return Err(Status::invalid("meta.k8s.io", "ListOptions", "", &[skiff_api::validation::FieldError::not_supported(
-                "resourceVersionMatch",
-                how.as_str(),
-                &["Exact", "NotOlderThan"],
-            )]));
+            return Err(Status::invalid(
+                "meta.k8s.io",
+                "ListOptions",
+                "",
+                &[skiff_api::validation::FieldError::not_supported(
+                    "resourceVersionMatch",
+                    how.as_str(),
+                    &["Exact", "NotOlderThan"],
+                )],
+            ));
         }
     }
     let listed = match options.continue_token.take() {
@@ -208,7 +220,10 @@ pub async fn list(asked: &Asked<'_>) -> Result<Response<Body>, Status> {
                 return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
             }
             let token = Continue::decode(&token, cache.prefix())?;
-            cache.list_at(&options.filter, options.limit, Some(&token.start), Revision(token.rv)).await.map_err(status)?
+            cache
+                .list_at(&options.filter, options.limit, Some(&token.start), Revision(token.rv))
+                .await
+                .map_err(status)?
         }
         None => match (options.resource_version, options.resource_version_match.as_deref()) {
             (Some(rv), Some("Exact")) => {
@@ -223,9 +238,9 @@ pub async fn list(asked: &Asked<'_>) -> Result<Response<Body>, Status> {
             }
         },
     };
-    let more = listed.more.map(|(key, remaining)| {
-        (Continue { rv: listed.revision.0, start: key.to_string() }.encode(), remaining)
-    });
+    let more = listed
+        .more
+        .map(|(key, remaining)| (Continue { rv: listed.revision.0, start: key.to_string() }.encode(), remaining));
     Ok(asked.renderer().list(&listed.objects, listed.revision, more))
 }
 
@@ -245,10 +260,15 @@ pub async fn watch(asked: &Asked<'_>) -> Result<Response<Body>, Status> {
         (None, Some(_)) => false,
     };
     if options.send_initial_events.is_some() && options.resource_version_match.as_deref() != Some("NotOlderThan") {
-        return Err(Status::invalid("meta.k8s.io", "ListOptions", "", &[skiff_api::validation::FieldError::forbidden(
-            "resourceVersionMatch",
-            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-        )]));
+        return Err(Status::invalid(
+            "meta.k8s.io",
+            "ListOptions",
+            "",
+            &[skiff_api::validation::FieldError::forbidden(
+                "resourceVersionMatch",
+                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+            )],
+        ));
     }
     let mut first = Vec::new();
     let started: Result<CacheWatch, CacheError> = if initial {
@@ -347,8 +367,7 @@ impl WatchState {
 
 pub async fn create(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
     let options = WriteOptions::parse(asked.query)?;
-    let (value, mut warnings) =
-        decode_object(asked.kind, asked.media_type(), &asked.body, options.field_validation)?;
+    let (value, mut warnings) = decode_object(asked.kind, asked.media_type(), &asked.body, options.field_validation)?;
     let mut value = convert::to_stored(asked.kind, value);
     warnings.extend((asked.resource.strategy.warnings)(&value));
     if asked.kind.kind == "CertificateSigningRequest" {
@@ -378,7 +397,11 @@ pub async fn update(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Re
     if given != name {
         return Err(Status::bad_request(format!(
             "the name of the object ({}) does not match the name on the URL ({name})",
-            if given.is_empty() { "based on metadata.name: name must be provided".to_owned() } else { given.to_owned() }
+            if given.is_empty() {
+                "based on metadata.name: name must be provided".to_owned()
+            } else {
+                given.to_owned()
+            }
         )));
     }
     let namespace = meta_str(&value, "namespace");
@@ -390,11 +413,14 @@ pub async fn update(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Re
     let value = convert::to_stored(asked.kind, value);
     let cx = Context { user: asked.user, options: &options };
     let sub = asked.info.subresource.as_str();
-    let done = engine
-        .update(&cx, asked.resource, asked.namespace(), name, part, sub, &|_| Ok(value.clone()))
-        .await;
+    let done = engine.update(&cx, asked.resource, asked.namespace(), name, part, sub, &|_| Ok(value.clone())).await;
     let (written, code) = match done {
-        Err(e) if e.code == 404 && e.reason == "NotFound" && asked.resource.strategy.create_on_update && part == Part::Main => {
+        Err(e)
+            if e.code == 404
+                && e.reason == "NotFound"
+                && asked.resource.strategy.create_on_update
+                && part == Part::Main =>
+        {
             let mut value = value.clone();
             crate::object::take_revision(&mut value);
             (engine.create(&cx, asked.resource, asked.namespace(), value).await?, 201)
@@ -419,10 +445,12 @@ pub fn patched(
     let decoded = match decode::json(body) {
         Ok(decoded) => decoded,
         // kubectl sends patches written in YAML as JSON; other clients may not.
-        Err(e) => match std::str::from_utf8(body).ok().and_then(|t| decode::yaml(t).ok()).filter(|d| d.value.is_object()) {
-            Some(decoded) => decoded,
-            None => return Err(Status::bad_request(format!("error decoding patch: {e}"))),
-        },
+        Err(e) => {
+            match std::str::from_utf8(body).ok().and_then(|t| decode::yaml(t).ok()).filter(|d| d.value.is_object()) {
+                Some(decoded) => decoded,
+                None => return Err(Status::bad_request(format!("error decoding patch: {e}"))),
+            }
+        }
     };
     let patch = decoded.value;
     let media_type = media_type.to_owned();
@@ -437,7 +465,9 @@ pub fn patched(
             "application/json-patch+json" => patch::json(&mut value, &patch).map_err(bad)?,
             "application/merge-patch+json" => {
                 if !patch.is_object() {
-                    return Err(Status::bad_request("error decoding patch: json: cannot unmarshal into Go value of type map[string]interface {}"));
+                    return Err(Status::bad_request(
+                        "error decoding patch: json: cannot unmarshal into Go value of type map[string]interface {}",
+                    ));
                 }
                 patch::merge(&mut value, &patch);
             }
@@ -510,25 +540,36 @@ pub fn delete_options(asked: &Asked<'_>) -> Result<DeleteOptions, Status> {
         None => asked.query.int("gracePeriodSeconds")?,
     };
     let policy = body["propagationPolicy"].as_str().or_else(|| asked.query.get("propagationPolicy"));
-    let orphan = body["orphanDependents"].as_bool().or_else(|| asked.query.get("orphanDependents").map(|v| v == "true"));
+    let orphan =
+        body["orphanDependents"].as_bool().or_else(|| asked.query.get("orphanDependents").map(|v| v == "true"));
     let propagation = match (policy, orphan) {
         (Some(_), Some(_)) => {
-            return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &[skiff_api::validation::FieldError::invalid(
-                "propagationPolicy",
-                policy.unwrap_or_default(),
-                "orphanDependents and deletionPropagation cannot be both set",
-            )]));
+            return Err(Status::invalid(
+                "meta.k8s.io",
+                "DeleteOptions",
+                "",
+                &[skiff_api::validation::FieldError::invalid(
+                    "propagationPolicy",
+                    policy.unwrap_or_default(),
+                    "orphanDependents and deletionPropagation cannot be both set",
+                )],
+            ));
         }
         (Some("Orphan"), _) | (None, Some(true)) => Some(Propagation::Orphan),
         (Some("Foreground"), _) => Some(Propagation::Foreground),
         (Some("Background"), _) | (None, Some(false)) => Some(Propagation::Background),
         (Some(""), None) | (None, None) => None,
         (Some(other), None) => {
-            return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &[skiff_api::validation::FieldError::not_supported(
-                "propagationPolicy",
-                other,
-                &["Foreground", "Background", "Orphan", "nil"],
-            )]));
+            return Err(Status::invalid(
+                "meta.k8s.io",
+                "DeleteOptions",
+                "",
+                &[skiff_api::validation::FieldError::not_supported(
+                    "propagationPolicy",
+                    other,
+                    &["Foreground", "Background", "Orphan", "nil"],
+                )],
+            ));
         }
     };
     let dry_run = write.dry_run || body["dryRun"].as_array().is_some_and(|d| !d.is_empty());
@@ -562,18 +603,4 @@ pub async fn delete_collection(engine: &Engine, asked: &Asked<'_>) -> Result<Res
     let deleted = engine.delete_collection(&cx, asked.resource, &list, &options).await?;
     let revision = engine.store.revision();
     Ok(asked.renderer().list(&deleted, revision, None))
-}
-
-/// 200 with a `Status` that says that all went well.
-pub fn done(asked: &Asked<'_>, code: u16) -> Response<Body> {
-    let mut status = success(&asked.info.name, asked.kind.group, asked.kind.plural, "");
-    if let Some(details) = status["details"].as_object_mut() {
-        details.shift_remove("uid");
-    }
-    json_response(code, &status)
-}
-
-/// 404 for an object of the asked resource.
-pub fn missing(asked: &Asked<'_>) -> Status {
-    engine::not_found(asked.resource, &asked.info.name)
 }

@@ -13,8 +13,6 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_api::{Kind, validation::Faults};
 
-use crate::object::meta_str;
-
 /// Ports that Services of type NodePort get, upstream's default range.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
 
@@ -75,7 +73,13 @@ pub struct Reservation {
 
 impl Reservation {
     pub fn none() -> Reservation {
-        Reservation { in_use: None, addresses: vec![], node_ports: vec![], freed_addresses: vec![], freed_ports: vec![] }
+        Reservation {
+            in_use: None,
+            addresses: vec![],
+            node_ports: vec![],
+            freed_addresses: vec![],
+            freed_ports: vec![],
+        }
     }
 
     /// The object was written: what was taken stays taken.
@@ -220,7 +224,11 @@ impl ServiceAddresses {
                 return;
             }
             if in_use.addresses.contains(&ip) {
-                faults.invalid(at, json!([wanted]), format!("failed to allocate IP {ip}: provided IP is already allocated"));
+                faults.invalid(
+                    at,
+                    json!([wanted]),
+                    format!("failed to allocate IP {ip}: provided IP is already allocated"),
+                );
                 return;
             }
             ip
@@ -267,7 +275,11 @@ fn assign_ports(
                 let at = format!("spec.ports[{i}].nodePort");
                 if !NODE_PORTS.contains(&n) {
                     let range = format!("{}-{}", NODE_PORTS.start(), NODE_PORTS.end());
-                    faults.invalid(at, n, format!("provided port is not in the valid range. The range of valid ports is {range}"));
+                    faults.invalid(
+                        at,
+                        n,
+                        format!("provided port is not in the valid range. The range of valid ports is {range}"),
+                    );
                     continue;
                 }
                 if in_use.node_ports.contains(&(n, protocol.clone())) {
@@ -278,18 +290,25 @@ fn assign_ports(
             }
             None if !wants => continue,
             None => {
-                let shared = given.get(&number).copied().filter(|n| !in_use.node_ports.contains(&(*n, protocol.clone())));
+                let shared =
+                    given.get(&number).copied().filter(|n| !in_use.node_ports.contains(&(*n, protocol.clone())));
                 let span = u32::from(NODE_PORTS.end() - NODE_PORTS.start()) + 1;
                 let start = rand::random_range(0..span);
                 let free = || {
                     (0..span)
                         .filter_map(|k| u16::try_from(u32::from(*NODE_PORTS.start()) + (start + k) % span).ok())
-                        .find(|n| !["TCP", "UDP", "SCTP"].iter().any(|p| in_use.node_ports.contains(&(*n, (*p).to_owned()))))
+                        .find(|n| {
+                            !["TCP", "UDP", "SCTP"].iter().any(|p| in_use.node_ports.contains(&(*n, (*p).to_owned())))
+                        })
                 };
                 match shared.or_else(free) {
                     Some(n) => n,
                     None => {
-                        faults.invalid(format!("spec.ports[{i}].nodePort"), 0, "failed to allocate a nodePort: range is full");
+                        faults.invalid(
+                            format!("spec.ports[{i}].nodePort"),
+                            0,
+                            "failed to allocate a nodePort: range is full",
+                        );
                         continue;
                     }
                 }
@@ -305,11 +324,6 @@ fn assign_ports(
 /// Whether a text is an address that a Service may name.
 pub fn is_ip(text: &str) -> bool {
     text.parse::<IpAddr>().is_ok()
-}
-
-/// Whether an object is the `kubernetes` Service.
-pub fn is_kubernetes_service(service: &Value) -> bool {
-    meta_str(service, "namespace") == "default" && meta_str(service, "name") == "kubernetes"
 }
 
 #[cfg(test)]
@@ -348,7 +362,8 @@ mod tests {
     #[test]
     fn what_is_not_kept_is_given_back() {
         let a = ServiceAddresses::new(ServiceRange::parse("10.96.0.0/12").unwrap());
-        let mut s = service(json!({"type": "NodePort", "clusterIP": "10.96.0.10", "ports": [{"port": 80, "nodePort": 30080}]}));
+        let mut s =
+            service(json!({"type": "NodePort", "clusterIP": "10.96.0.10", "ports": [{"port": 80, "nodePort": 30080}]}));
         let mut f = Faults::default();
         drop(a.assign(kind(), &mut s.clone(), None, &mut f));
         a.assign(kind(), &mut s, None, &mut f).keep();
@@ -366,7 +381,8 @@ mod tests {
     #[test]
     fn ports_and_addresses_outside_their_ranges_are_refused() {
         let a = ServiceAddresses::new(ServiceRange::parse("10.96.0.0/12").unwrap());
-        let mut s = service(json!({"type": "NodePort", "clusterIP": "192.168.0.1", "ports": [{"port": 80, "nodePort": 80}]}));
+        let mut s =
+            service(json!({"type": "NodePort", "clusterIP": "192.168.0.1", "ports": [{"port": 80, "nodePort": 80}]}));
         let mut f = Faults::default();
         drop(a.assign(kind(), &mut s, None, &mut f));
         assert_eq!(f.0.len(), 2, "{:?}", f.0);

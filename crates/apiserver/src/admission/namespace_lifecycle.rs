@@ -25,10 +25,7 @@ pub(super) async fn admit(admission: &Admission, a: &Attributes<'_>) -> Result<(
     };
     let value = namespace.value();
     if value["metadata"]["deletionTimestamp"].is_string() || value["status"]["phase"] == "Terminating" {
-        let why = format!(
-            "unable to create new content in namespace {} because it is being terminated",
-            a.namespace
-        );
+        let why = format!("unable to create new content in namespace {} because it is being terminated", a.namespace);
         let mut status = a.refuse(why);
         status.details["causes"] = json!([{
             "reason": "NamespaceTerminating",

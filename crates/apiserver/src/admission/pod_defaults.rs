@@ -53,10 +53,13 @@ pub(super) fn tolerations(pod: &mut Value) {
         let tolerated = list.iter().any(|t| {
             let about = t["key"].as_str().unwrap_or_default();
             let effect = t["effect"].as_str().unwrap_or_default();
-            (about == key || (about.is_empty() && t["operator"] == "Exists")) && (effect == "NoExecute" || effect.is_empty())
+            (about == key || (about.is_empty() && t["operator"] == "Exists"))
+                && (effect == "NoExecute" || effect.is_empty())
         });
         if !tolerated {
-            list.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": TOLERATION_S}));
+            list.push(
+                json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": TOLERATION_S}),
+            );
         }
     }
 }

@@ -7,11 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use skiff_api::{
-    Status,
-    status::success,
-    validation::Faults,
-};
+use skiff_api::{Status, status::success, validation::Faults};
 use skiff_store::{Code, Revision, Store, Txn, TxnOutcome};
 
 use super::{Registry, Resource, meta};
@@ -47,7 +43,6 @@ pub enum Part {
 /// A written object.
 pub struct Written {
     pub bytes: Bytes,
-    pub created: bool,
 }
 
 /// What a deletion did.
@@ -178,7 +173,7 @@ impl Engine {
             if self.get(resource, namespace, &name).await.is_ok() {
                 return Err(Status::already_exists(kind.group, kind.plural, &name));
             }
-            return written(&stored, Revision::ZERO, true);
+            return written(&stored, Revision::ZERO);
         }
         let response = self.store.txn(Txn::create(key, stored.clone())).await.map_err(|e| store_status(&e))?;
         if !response.succeeded() {
@@ -189,7 +184,7 @@ impl Engine {
             return Err(status);
         }
         reservation.keep();
-        written(&stored, response.revision, true)
+        written(&stored, response.revision)
     }
 
     /// Updates an object: `change` makes the new value from the old one, and is called again when another writer
@@ -216,7 +211,11 @@ impl Engine {
                     return Err(Status::modified(kind.group, kind.plural, name));
                 }
                 None if part == Part::Main && !resource.strategy.unconditional_update => {
-                    let e = skiff_api::validation::FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update");
+                    let e = skiff_api::validation::FieldError::invalid(
+                        "metadata.resourceVersion",
+                        0,
+                        "must be specified for an update",
+                    );
                     return Err(Status::invalid_object(kind, name, &[e]));
                 }
                 _ => {}
@@ -230,16 +229,17 @@ impl Engine {
                     format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", old.uid),
                 ));
             }
-            let reservation = self.prepare_update(cx, resource, namespace, name, part, subresource, &mut new, &old_value).await?;
+            let reservation =
+                self.prepare_update(cx, resource, namespace, name, part, subresource, &mut new, &old_value).await?;
             if new == old_value {
-                return Ok(Written { bytes: old.bytes.clone(), created: false });
+                return Ok(Written { bytes: old.bytes.clone() });
             }
             let gone = !new["metadata"]["deletionTimestamp"].is_null()
                 && !has_finalizers(&new)
                 && new["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0;
             let stored: Bytes = encode(&new).into();
             if cx.options.dry_run {
-                return written(&stored, old.revision, false);
+                return written(&stored, old.revision);
             }
             let txn = if gone {
                 Txn::delete_if(old.key.clone(), old.revision)
@@ -253,7 +253,7 @@ impl Engine {
                     if gone {
                         self.services.release(kind, &old_value);
                     }
-                    return written(&stored, response.revision, false);
+                    return written(&stored, response.revision);
                 }
                 TxnOutcome::Failed(current) => {
                     // The change is made anew on what is there now; one that names the old
@@ -275,7 +275,6 @@ impl Engine {
         Object::from_kv(&kv, resource.cache.indexing()).map(Arc::new).map_err(Status::internal)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one step of `update`, split out for reading")]
     async fn prepare_update(
         &self,
         cx: &Context<'_>,
@@ -390,7 +389,8 @@ impl Engine {
             let stays = grace > 0 || has_finalizers(&new);
             let stored: Bytes;
             let txn = if stays {
-                if !pending_before || grace < old_value["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) {
+                if !pending_before || grace < old_value["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0)
+                {
                     mark_deleted(&mut new, grace, kind.kind == "Namespace");
                 }
                 if new == old_value {
@@ -407,11 +407,13 @@ impl Engine {
             }
             let response = self.store.txn(txn).await.map_err(|e| store_status(&e))?;
             match response.outcome {
-                TxnOutcome::Succeeded(_) if stays => return Ok(Deleted::Pending(written(&stored, response.revision, false)?.bytes)),
+                TxnOutcome::Succeeded(_) if stays => {
+                    return Ok(Deleted::Pending(written(&stored, response.revision)?.bytes));
+                }
                 TxnOutcome::Succeeded(_) => {
                     self.services.release(kind, &old_value);
                     if shows_last_state(kind.kind) {
-                        return Ok(Deleted::Last(written(&stored, response.revision, false)?.bytes));
+                        return Ok(Deleted::Last(written(&stored, response.revision)?.bytes));
                     }
                     return Ok(Deleted::Gone(success(name, kind.group, kind.plural, &old.uid)));
                 }
@@ -440,14 +442,14 @@ impl Engine {
     }
 }
 
-fn written(stored: &Bytes, revision: Revision, created: bool) -> Result<Written, Status> {
+fn written(stored: &Bytes, revision: Revision) -> Result<Written, Status> {
     let bytes = if revision == Revision::ZERO {
         // A dry run's object has no resourceVersion yet.
         stored.clone()
     } else {
         with_revision(stored, revision).ok_or_else(|| Status::internal("object without metadata"))?
     };
-    Ok(Written { bytes, created })
+    Ok(Written { bytes })
 }
 
 /// 404 for an object of this resource.
@@ -553,7 +555,8 @@ fn check_preconditions(resource: &Resource, name: &str, old: &Object, options: &
 
 /// Kinds whose deletion answers with the object instead of a `Status`.
 fn shows_last_state(kind: &str) -> bool {
-    ["Pod", "Service", "ServiceAccount", "PersistentVolume", "PersistentVolumeClaim", "PodTemplate", "ResourceQuota"].contains(&kind)
+    ["Pod", "Service", "ServiceAccount", "PersistentVolume", "PersistentVolumeClaim", "PodTemplate", "ResourceQuota"]
+        .contains(&kind)
 }
 
 /// A name that begins with `base` and ends in random letters.

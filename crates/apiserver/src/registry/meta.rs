@@ -30,7 +30,14 @@ pub(crate) fn generate_name(base: &str) -> String {
 /// Sets what a new object's metadata must have and removes what a client cannot set.
 pub(crate) fn prepare_create(value: &mut Value, namespace: &str) {
     let meta = meta_mut(value);
-    for field in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "managedFields"] {
+    for field in [
+        "resourceVersion",
+        "selfLink",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "managedFields",
+    ] {
         meta.shift_remove(field);
     }
     let base = meta.get("generateName").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -113,7 +120,11 @@ pub(crate) fn validate(value: &Value, rule: fn(&str) -> Vec<String>, faults: &mu
         let at = format!("metadata.ownerReferences[{i}]");
         for field in ["apiVersion", "kind", "name", "uid"] {
             if o[field].as_str().is_none_or(str::is_empty) {
-                faults.invalid(format!("{at}.{field}"), "", if field == "apiVersion" { "version must not be empty" } else { "must not be empty" });
+                faults.invalid(
+                    format!("{at}.{field}"),
+                    "",
+                    if field == "apiVersion" { "version must not be empty" } else { "must not be empty" },
+                );
             }
         }
         controllers += usize::from(o["controller"] == true);
@@ -145,7 +156,10 @@ pub(crate) fn validate_update(new: &Value, old: &Value, faults: &mut Faults) {
         if !added.is_empty() {
             faults.push(skiff_api::validation::FieldError::forbidden(
                 "metadata.finalizers",
-                format!("no new finalizers can be added if the object is being deleted, found new finalizers {}", json!(added)),
+                format!(
+                    "no new finalizers can be added if the object is being deleted, found new finalizers {}",
+                    json!(added)
+                ),
             ));
         }
     }
@@ -195,9 +209,16 @@ mod tests {
     #[test]
     fn faults_of_metadata() {
         let mut f = Faults::default();
-        validate(&json!({"metadata": {"name": "Bad_Name", "labels": {"a b": "c"}, "finalizers": ["x"]}}), names::dns1123_subdomain, &mut f);
+        validate(
+            &json!({"metadata": {"name": "Bad_Name", "labels": {"a b": "c"}, "finalizers": ["x"]}}),
+            names::dns1123_subdomain,
+            &mut f,
+        );
         let text: Vec<String> = f.0.iter().map(ToString::to_string).collect();
-        assert!(text[0].starts_with("metadata.name: Invalid value: \"Bad_Name\": a lowercase RFC 1123 subdomain"), "{text:?}");
+        assert!(
+            text[0].starts_with("metadata.name: Invalid value: \"Bad_Name\": a lowercase RFC 1123 subdomain"),
+            "{text:?}"
+        );
         assert_eq!(text.len(), 3, "{text:?}");
     }
 }

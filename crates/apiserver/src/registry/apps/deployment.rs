@@ -99,11 +99,17 @@ fn validate_strategy(o: &Value, faults: &mut Faults) {
         let unavailable = validate_int_or_percent(&rolling["maxUnavailable"], &format!("{at}.maxUnavailable"), faults);
         let surge = validate_int_or_percent(&rolling["maxSurge"], &format!("{at}.maxSurge"), faults);
         if unavailable == Some(0) && surge == Some(0) {
-            faults.invalid(format!("{at}.maxUnavailable"), rolling["maxUnavailable"].clone(), "may not be 0 when `maxSurge` is 0");
+            faults.invalid(
+                format!("{at}.maxUnavailable"),
+                rolling["maxUnavailable"].clone(),
+                "may not be 0 when `maxSurge` is 0",
+            );
         }
     }
-    let (deadline, ready) =
-        (o["spec"]["progressDeadlineSeconds"].as_i64().unwrap_or(600), o["spec"]["minReadySeconds"].as_i64().unwrap_or(0));
+    let (deadline, ready) = (
+        o["spec"]["progressDeadlineSeconds"].as_i64().unwrap_or(600),
+        o["spec"]["minReadySeconds"].as_i64().unwrap_or(0),
+    );
     if deadline <= ready {
         faults.invalid("spec.progressDeadlineSeconds", deadline, "must be greater than minReadySeconds");
     }
@@ -125,11 +131,14 @@ mod tests {
 
     #[test]
     fn faults() {
-        let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+        let template =
+            json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
         assert!(check(json!({"selector": {"matchLabels": {"a": "b"}}, "template": template})).is_empty());
         assert_eq!(
             check(json!({"selector": {"matchLabels": {"a": "x"}}, "template": template})),
-            ["spec.template.metadata.labels: Invalid value: {\"a\":\"b\"}: `selector` does not match template `labels`"]
+            [
+                "spec.template.metadata.labels: Invalid value: {\"a\":\"b\"}: `selector` does not match template `labels`"
+            ]
         );
         assert_eq!(check(json!({"template": template})), ["spec.selector: Required value"]);
         assert_eq!(
@@ -137,7 +146,9 @@ mod tests {
             ["spec.replicas: Invalid value: -1: must be greater than or equal to 0"]
         );
         assert_eq!(
-            check(json!({"selector": {"matchLabels": {"a": "b"}}, "template": template, "strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": "0%"}}})),
+            check(
+                json!({"selector": {"matchLabels": {"a": "b"}}, "template": template, "strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": "0%"}}})
+            ),
             ["spec.strategy.rollingUpdate.maxUnavailable: Invalid value: \"0%\": may not be 0 when `maxSurge` is 0"]
         );
     }

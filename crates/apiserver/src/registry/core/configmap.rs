@@ -3,7 +3,7 @@
 use serde_json::Value;
 use skiff_api::{
     names,
-    validation::{FieldError, Faults},
+    validation::{Faults, FieldError},
 };
 
 use crate::registry::{

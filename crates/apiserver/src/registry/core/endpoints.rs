@@ -27,7 +27,9 @@ fn addresses(o: &Value) -> String {
             if ports.is_empty() {
                 list.push(ip.to_owned());
             }
-            list.extend(ports.iter().map(|p| if ip.contains(':') { format!("[{ip}]:{p}") } else { format!("{ip}:{p}") }));
+            list.extend(
+                ports.iter().map(|p| if ip.contains(':') { format!("[{ip}]:{p}") } else { format!("{ip}:{p}") }),
+            );
         }
     }
     match list.len() {

@@ -35,7 +35,11 @@ pub(crate) static STRATEGY: Strategy = Strategy {
             (Some(ns), Some(name)) => format!("{ns}/{name}"),
             _ => String::new(),
         };
-        let phase = if o["metadata"]["deletionTimestamp"].is_string() { "Terminating".into() } else { o["status"]["phase"].clone() };
+        let phase = if o["metadata"]["deletionTimestamp"].is_string() {
+            "Terminating".into()
+        } else {
+            o["status"]["phase"].clone()
+        };
         vec![
             o["metadata"]["name"].clone(),
             table::text_or(&o["spec"]["capacity"]["storage"], ""),

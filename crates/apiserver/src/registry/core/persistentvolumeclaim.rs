@@ -29,7 +29,11 @@ pub(crate) static STRATEGY: Strategy = Strategy {
     ],
     row: |o| {
         let bound = o["spec"]["volumeName"].as_str().is_some_and(|v| !v.is_empty());
-        let phase = if o["metadata"]["deletionTimestamp"].is_string() { "Terminating".into() } else { o["status"]["phase"].clone() };
+        let phase = if o["metadata"]["deletionTimestamp"].is_string() {
+            "Terminating".into()
+        } else {
+            o["status"]["phase"].clone()
+        };
         vec![
             o["metadata"]["name"].clone(),
             phase,
@@ -48,6 +52,7 @@ pub(crate) static STRATEGY: Strategy = Strategy {
 /// `RWO,ROX,RWX,RWOP`.
 pub(super) fn access_modes(modes: &Value) -> Value {
     let has = |m: &str| modes.as_array().into_iter().flatten().any(|x| x == m);
-    let names = [("ReadWriteOnce", "RWO"), ("ReadOnlyMany", "ROX"), ("ReadWriteMany", "RWX"), ("ReadWriteOncePod", "RWOP")];
+    let names =
+        [("ReadWriteOnce", "RWO"), ("ReadOnlyMany", "ROX"), ("ReadWriteMany", "RWX"), ("ReadWriteOncePod", "RWOP")];
     names.iter().filter(|(m, _)| has(m)).map(|(_, s)| *s).collect::<Vec<_>>().join(",").into()
 }

@@ -1,7 +1,7 @@
 //! Pod.
 
 use serde_json::{Value, json};
-use skiff_api::validation::{FieldError, Faults};
+use skiff_api::validation::{Faults, FieldError};
 
 use super::pod_spec;
 use crate::{
@@ -106,10 +106,13 @@ fn validate_update(new: &Value, old: &Value, faults: &mut Faults) {
     let mut allowed = new["spec"].clone();
     let old_spec = &old["spec"];
     for list in ["containers", "initContainers"] {
-        let (now, before) = (allowed[list].as_array_mut(), old_spec[list].as_array());
+        let (now, before) = (allowed.get_mut(list).and_then(Value::as_array_mut), old_spec[list].as_array());
         if let (Some(now), Some(before)) = (now, before) {
             if now.len() != before.len() {
-                faults.push(FieldError::forbidden(format!("spec.{list}"), "pod updates may not add or remove containers"));
+                faults.push(FieldError::forbidden(
+                    format!("spec.{list}"),
+                    "pod updates may not add or remove containers",
+                ));
                 return;
             }
             for (n, b) in now.iter_mut().zip(before) {
@@ -191,8 +194,7 @@ fn summary(o: &Value) -> (usize, usize, String, String) {
         *last = (*last).max(at);
     };
     let init_specs = o["spec"]["initContainers"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let is_sidecar =
-        |c: &Value| init_specs.iter().any(|s| s["name"] == c["name"] && s["restartPolicy"] == "Always");
+    let is_sidecar = |c: &Value| init_specs.iter().any(|s| s["name"] == c["name"] && s["restartPolicy"] == "Always");
     total += init_specs.iter().filter(|s| s["restartPolicy"] == "Always").count();
 
     let mut initializing = false;
@@ -211,7 +213,9 @@ fn summary(o: &Value) -> (usize, usize, String, String) {
         reason = if terminated.is_object() {
             match text(&terminated["reason"]) {
                 Some(r) => format!("Init:{r}"),
-                None if terminated["signal"].as_i64().unwrap_or(0) != 0 => format!("Init:Signal:{}", terminated["signal"]),
+                None if terminated["signal"].as_i64().unwrap_or(0) != 0 => {
+                    format!("Init:Signal:{}", terminated["signal"])
+                }
                 None => format!("Init:ExitCode:{}", terminated["exitCode"]),
             }
         } else if let Some(r) = text(&waiting["reason"]).filter(|r| r != "PodInitializing") {
@@ -280,7 +284,10 @@ mod tests {
     fn rows_say_what_is_wrong() {
         for (status, want) in [
             (json!({"phase": "Pending"}), "Pending"),
-            (json!({"phase": "Running", "containerStatuses": [{"name": "a", "ready": true, "state": {"running": {}}}]}), "Running"),
+            (
+                json!({"phase": "Running", "containerStatuses": [{"name": "a", "ready": true, "state": {"running": {}}}]}),
+                "Running",
+            ),
             (
                 json!({"phase": "Running", "containerStatuses": [{"name": "a", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}),
                 "CrashLoopBackOff",
@@ -296,7 +303,9 @@ mod tests {
         ] {
             assert_eq!(summary(&pod(status)).2, want);
         }
-        let mut o = pod(json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"waiting": {"reason": "PodInitializing"}}}]}));
+        let mut o = pod(
+            json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"waiting": {"reason": "PodInitializing"}}}]}),
+        );
         o["spec"]["initContainers"] = json!([{"name": "i"}]);
         assert_eq!(summary(&o).2, "Init:0/1");
     }

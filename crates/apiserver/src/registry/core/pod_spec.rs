@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use skiff_api::{
     names,
     quantity::Quantity,
-    validation::{FieldError, Faults},
+    validation::{Faults, FieldError},
 };
 
 use super::{default_field, each, object_mut};
@@ -131,7 +131,9 @@ fn is_latest(image: &str) -> bool {
 }
 
 fn probe_defaults(probe: &mut Value) {
-    for (field, value) in [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)] {
+    for (field, value) in
+        [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)]
+    {
         if probe[field].as_i64().unwrap_or(0) == 0 {
             probe[field] = value.into();
         }
@@ -208,7 +210,10 @@ pub(crate) fn validate(spec: &Value, at: &str, faults: &mut Faults) {
     let dns = spec["dnsPolicy"].as_str().unwrap_or_default();
     faults.one_of(&format!("{at}.dnsPolicy"), dns, &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"]);
     if dns == "None" && spec["dnsConfig"]["nameservers"].as_array().is_none_or(Vec::is_empty) {
-        faults.required(format!("{at}.dnsConfig.nameservers"), "must provide at least one DNS nameserver when `dnsPolicy` is None");
+        faults.required(
+            format!("{at}.dnsConfig.nameservers"),
+            "must provide at least one DNS nameserver when `dnsPolicy` is None",
+        );
     }
     faults.non_negative(
         &format!("{at}.terminationGracePeriodSeconds"),
@@ -250,13 +255,17 @@ fn validate_volumes<'a>(spec: &'a Value, at: &str, faults: &mut Faults) -> Vec<&
             }
         }
         seen.push(name);
-        let sources: Vec<&String> = v.as_object().into_iter().flatten().map(|(k, _)| k).filter(|k| *k != "name").collect();
+        let sources: Vec<&String> =
+            v.as_object().into_iter().flatten().map(|(k, _)| k).filter(|k| *k != "name").collect();
         match sources.as_slice() {
             [] => faults.required(here.clone(), "must specify a volume type"),
             [_] => {}
             [_, more @ ..] => {
                 for source in more {
-                    faults.push(FieldError::forbidden(format!("{here}.{source}"), "may not specify more than 1 volume type"));
+                    faults.push(FieldError::forbidden(
+                        format!("{here}.{source}"),
+                        "may not specify more than 1 volume type",
+                    ));
                 }
             }
         }
@@ -277,7 +286,8 @@ fn validate_volumes<'a>(spec: &'a Value, at: &str, faults: &mut Faults) -> Vec<&
             faults.invalid(format!("{here}.hostPath.path"), path, "must not contain '..'");
         }
         if let Some(kind) = v["hostPath"]["type"].as_str() {
-            let kinds = ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
+            let kinds =
+                ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
             faults.one_of(&format!("{here}.hostPath.type"), kind, &kinds);
         }
         for source in ["configMap", "secret", "downwardAPI"] {
@@ -296,7 +306,11 @@ fn validate_items(source: &Value, at: &str, faults: &mut Faults) {
     if let Some(mode) = source["defaultMode"].as_i64()
         && !(0..=0o777).contains(&mode)
     {
-        faults.invalid(format!("{at}.defaultMode"), mode, "must be a number between 0 and 0777 (octal), both inclusive");
+        faults.invalid(
+            format!("{at}.defaultMode"),
+            mode,
+            "must be a number between 0 and 0777 (octal), both inclusive",
+        );
     }
     for (i, item) in source["items"].as_array().into_iter().flatten().enumerate() {
         let path = item["path"].as_str().unwrap_or_default();
@@ -383,13 +397,22 @@ fn validate_container<'a>(
     for hook in ["postStart", "preStop"] {
         let handler = &c["lifecycle"][hook];
         if handler.is_object() {
-            validate_handler(handler, &format!("{at}.lifecycle.{hook}"), &["exec", "httpGet", "tcpSocket", "sleep"], faults);
+            validate_handler(
+                handler,
+                &format!("{at}.lifecycle.{hook}"),
+                &["exec", "httpGet", "tcpSocket", "sleep"],
+                faults,
+            );
         }
     }
     validate_resources(&c["resources"], &format!("{at}.resources"), faults);
     let security = &c["securityContext"];
     if security["privileged"] == true && security["allowPrivilegeEscalation"] == false {
-        faults.invalid(format!("{at}.securityContext"), security.clone(), "cannot set `allowPrivilegeEscalation` to false and `privileged` to true");
+        faults.invalid(
+            format!("{at}.securityContext"),
+            security.clone(),
+            "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
+        );
     }
 }
 
@@ -427,7 +450,11 @@ fn validate_host_ports(spec: &Value, at: &str, faults: &mut Faults) {
     for (i, c) in spec["containers"].as_array().into_iter().flatten().enumerate() {
         for (j, p) in c["ports"].as_array().into_iter().flatten().enumerate() {
             let Some(port) = p["hostPort"].as_i64().filter(|n| *n != 0) else { continue };
-            let text = format!("{}/{}/{port}", p["protocol"].as_str().unwrap_or("TCP"), p["hostIP"].as_str().unwrap_or_default());
+            let text = format!(
+                "{}/{}/{port}",
+                p["protocol"].as_str().unwrap_or("TCP"),
+                p["hostIP"].as_str().unwrap_or_default()
+            );
             if seen.contains(&text) {
                 faults.push(FieldError::duplicate(format!("{at}.containers[{i}].ports[{j}].hostPort"), text.clone()));
             }
@@ -454,7 +481,11 @@ fn validate_env(c: &Value, at: &str, faults: &mut Faults) {
         }
         let sources = from.as_object().map_or(0, serde_json::Map::len);
         if sources != 1 {
-            let what = if sources == 0 { "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`" } else { "may not have more than one field specified at a time" };
+            let what = if sources == 0 {
+                "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`"
+            } else {
+                "may not have more than one field specified at a time"
+            };
             faults.invalid(format!("{here}.valueFrom"), "", what);
         }
         for source in ["configMapKeyRef", "secretKeyRef"] {
@@ -522,7 +553,11 @@ fn validate_resources(resources: &Value, at: &str, faults: &mut Faults) {
                 && !["cpu", "memory", "ephemeral-storage"].contains(&name.as_str())
                 && !name.starts_with("hugepages-")
             {
-                faults.invalid(format!("{at}.{list}"), name.as_str(), "must be a standard resource type or fully qualified");
+                faults.invalid(
+                    format!("{at}.{list}"),
+                    name.as_str(),
+                    "must be a standard resource type or fully qualified",
+                );
                 faults.invalid(format!("{at}.{list}"), name.as_str(), "must be a standard resource for containers");
             }
             let Some(q) = quantity(value) else { continue };
@@ -552,19 +587,35 @@ fn validate_tolerations(spec: &Value, at: &str, faults: &mut Faults) {
         if !key.is_empty() {
             faults.rule(&format!("{here}.key"), key, names::qualified_name(key));
         } else if operator != "Exists" {
-            faults.invalid(format!("{here}.operator"), operator, "operator must be Exists when `key` is empty, which means \"match all values and all keys\"");
+            faults.invalid(
+                format!("{here}.operator"),
+                operator,
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
+            );
         }
         if !["", "Equal", "Exists", "Lt", "Gt"].contains(&operator) {
             faults.push(FieldError::not_supported(format!("{here}.operator"), operator, &["Equal", "Exists"]));
         }
         if operator == "Exists" && t["value"].as_str().is_some_and(|v| !v.is_empty()) {
-            faults.invalid(format!("{here}.operator"), t["value"].clone(), "value must be empty when `operator` is 'Exists'");
+            faults.invalid(
+                format!("{here}.operator"),
+                t["value"].clone(),
+                "value must be empty when `operator` is 'Exists'",
+            );
         }
         if !["", "NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect) {
-            faults.push(FieldError::not_supported(format!("{here}.effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]));
+            faults.push(FieldError::not_supported(
+                format!("{here}.effect"),
+                effect,
+                &["NoSchedule", "PreferNoSchedule", "NoExecute"],
+            ));
         }
         if t["tolerationSeconds"].is_i64() && effect != "NoExecute" {
-            faults.invalid(format!("{here}.effect"), effect, "effect must be 'NoExecute' when `tolerationSeconds` is set");
+            faults.invalid(
+                format!("{here}.effect"),
+                effect,
+                "effect must be 'NoExecute' when `tolerationSeconds` is set",
+            );
         }
     }
 }
@@ -592,7 +643,10 @@ fn validate_node_affinity(spec: &Value, at: &str, faults: &mut Faults) {
                     faults.push(FieldError::forbidden(format!("{path}.values"), why));
                 }
                 "Gt" | "Lt" if values != 1 => {
-                    faults.required(format!("{path}.values"), "must be specified single value when `operator` is 'Lt' or 'Gt'");
+                    faults.required(
+                        format!("{path}.values"),
+                        "must be specified single value when `operator` is 'Lt' or 'Gt'",
+                    );
                 }
                 "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
                 other => faults.invalid(format!("{path}.operator"), other, "not a valid selector operator"),
@@ -654,7 +708,9 @@ mod tests {
         assert_eq!(spec["volumes"][0]["emptyDir"], json!({}));
         assert_eq!(spec["volumes"][1]["configMap"]["defaultMode"], 420);
         assert!(faults(spec).is_empty());
-        for (image, latest) in [("a:1", false), ("a", true), ("r:5000/a", true), ("r:5000/a:2", false), ("a@sha256:0", false)] {
+        for (image, latest) in
+            [("a:1", false), ("a", true), ("r:5000/a", true), ("r:5000/a:2", false), ("a@sha256:0", false)]
+        {
             assert_eq!(is_latest(image), latest, "{image}");
         }
     }
@@ -664,16 +720,24 @@ mod tests {
         assert_eq!(faults(json!({})), ["spec.containers: Required value"]);
         assert_eq!(faults(json!({"containers": [{"name": "a"}]})), ["spec.containers[0].image: Required value"]);
         assert_eq!(
-            faults(json!({"containers": [{"name": "a", "image": "x", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]})),
+            faults(
+                json!({"containers": [{"name": "a", "image": "x", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]})
+            ),
             ["spec.containers[0].volumeMounts[0].name: Not found: \"v\""]
         );
         assert_eq!(
-            faults(json!({"containers": [{"name": "a", "image": "x", "resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}]})),
-            ["spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1"]
+            faults(
+                json!({"containers": [{"name": "a", "image": "x", "resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}]})
+            ),
+            [
+                "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1"
+            ]
         );
         assert_eq!(
             faults(json!({"containers": [{"name": "a", "image": "x"}], "restartPolicy": "Sometimes"})),
-            ["spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"OnFailure\", \"Never\""]
+            [
+                "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"OnFailure\", \"Never\""
+            ]
         );
     }
 }

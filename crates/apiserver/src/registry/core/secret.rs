@@ -4,7 +4,7 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 use skiff_api::{
     names,
-    validation::{FieldError, Faults},
+    validation::{Faults, FieldError},
 };
 
 use super::default_field;

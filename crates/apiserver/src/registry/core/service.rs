@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use skiff_api::{
     names,
-    validation::{FieldError, Faults},
+    validation::{Faults, FieldError},
 };
 
 use super::{default_field, each};
@@ -125,7 +125,8 @@ fn keep_addresses(new: &mut Value, old: &Value) {
     let wants = ["NodePort", "LoadBalancer"].iter().any(|t| new["spec"]["type"] == *t);
     for port in each(&mut new["spec"], "ports").filter(|_| wants) {
         if port["nodePort"].as_i64().unwrap_or(0) == 0
-            && let Some(before) = old_ports.iter().find(|p| p["port"] == port["port"] && p["protocol"] == port["protocol"])
+            && let Some(before) =
+                old_ports.iter().find(|p| p["port"] == port["port"] && p["protocol"] == port["protocol"])
             && !before["nodePort"].is_null()
         {
             port["nodePort"] = before["nodePort"].clone();
@@ -170,10 +171,8 @@ fn validate(o: &Value, faults: &mut Faults) {
         faults.required("spec.ports", "");
     }
     faults.one_of("spec.type", kind, &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"]);
-    if kind == "LoadBalancer" || kind == "NodePort" {
-        if headless {
-            faults.invalid("spec.clusterIPs[0]", "None", format!("may not be set to 'None' for {kind} services"));
-        }
+    if (kind == "LoadBalancer" || kind == "NodePort") && headless {
+        faults.invalid("spec.clusterIPs[0]", "None", format!("may not be set to 'None' for {kind} services"));
     }
     if kind == "ExternalName" {
         let name = spec["externalName"].as_str().unwrap_or_default();
@@ -185,19 +184,25 @@ fn validate(o: &Value, faults: &mut Faults) {
         if spec["clusterIP"].as_str().is_some_and(|s| !s.is_empty()) {
             faults.push(FieldError::forbidden("spec.clusterIPs", "may not be set for ExternalName services"));
         }
-    } else if let Some(ip) = spec["clusterIP"].as_str().filter(|s| !s.is_empty() && *s != "None") {
-        if !is_ip(ip) {
-            faults.invalid("spec.clusterIPs[0]", ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
-        }
+    } else if let Some(ip) = spec["clusterIP"].as_str().filter(|s| !s.is_empty() && *s != "None")
+        && !is_ip(ip)
+    {
+        faults.invalid("spec.clusterIPs[0]", ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
     }
     meta::labels(&spec["selector"], "spec.selector", faults);
     faults.one_of("spec.sessionAffinity", spec["sessionAffinity"].as_str().unwrap_or_default(), &["ClientIP", "None"]);
     if let Some(timeout) = spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"].as_i64()
         && !(1..=86_400).contains(&timeout)
     {
-        faults.invalid("spec.sessionAffinityConfig.clientIP.timeoutSeconds", timeout, "must be greater than 0 and less than or equal to 86400");
+        faults.invalid(
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+            timeout,
+            "must be greater than 0 and less than or equal to 86400",
+        );
     }
-    for (field, allowed) in [("internalTrafficPolicy", ["Cluster", "Local"]), ("externalTrafficPolicy", ["Cluster", "Local"])] {
+    for (field, allowed) in
+        [("internalTrafficPolicy", ["Cluster", "Local"]), ("externalTrafficPolicy", ["Cluster", "Local"])]
+    {
         if let Some(policy) = spec[field].as_str().filter(|s| !s.is_empty()) {
             faults.one_of(&format!("spec.{field}"), policy, &allowed);
         }
@@ -205,7 +210,11 @@ fn validate(o: &Value, faults: &mut Faults) {
     for (i, ip) in spec["externalIPs"].as_array().into_iter().flatten().enumerate() {
         let ip = ip.as_str().unwrap_or_default();
         if !is_ip(ip) {
-            faults.invalid(format!("spec.externalIPs[{i}]"), ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
+            faults.invalid(
+                format!("spec.externalIPs[{i}]"),
+                ip,
+                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            );
         }
     }
     validate_ports(ports, kind, faults);

@@ -20,7 +20,8 @@ pub(crate) static STRATEGY: Strategy = Strategy {
             _ => hosts.join(","),
         };
         let addresses = o["status"]["loadBalancer"]["ingress"].as_array().into_iter().flatten();
-        let addresses: Vec<&str> = addresses.filter_map(|i| i["ip"].as_str().or_else(|| i["hostname"].as_str())).collect();
+        let addresses: Vec<&str> =
+            addresses.filter_map(|i| i["ip"].as_str().or_else(|| i["hostname"].as_str())).collect();
         let tls = o["spec"]["tls"].as_array().is_some_and(|t| !t.is_empty());
         let class = table::text_or(&o["spec"]["ingressClassName"], "<none>");
         let cells: [Value; 6] = [

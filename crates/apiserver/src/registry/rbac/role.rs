@@ -16,10 +16,18 @@ fn validate(o: &Value, faults: &mut Faults) {
         }
         if !empty("nonResourceURLs") {
             if o["kind"] == "Role" {
-                faults.invalid(format!("{at}.nonResourceURLs"), rule["nonResourceURLs"].clone(), "namespaced rules cannot apply to non-resource URLs");
+                faults.invalid(
+                    format!("{at}.nonResourceURLs"),
+                    rule["nonResourceURLs"].clone(),
+                    "namespaced rules cannot apply to non-resource URLs",
+                );
             }
             if !empty("apiGroups") || !empty("resources") || !empty("resourceNames") {
-                faults.invalid(format!("{at}.nonResourceURLs"), rule["nonResourceURLs"].clone(), "rules cannot apply to both regular resources and non-resource URLs");
+                faults.invalid(
+                    format!("{at}.nonResourceURLs"),
+                    rule["nonResourceURLs"].clone(),
+                    "rules cannot apply to both regular resources and non-resource URLs",
+                );
             }
             continue;
         }

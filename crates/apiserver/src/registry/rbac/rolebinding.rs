@@ -3,7 +3,7 @@
 use serde_json::Value;
 use skiff_api::{
     names,
-    validation::{FieldError, Faults},
+    validation::{Faults, FieldError},
 };
 
 use crate::registry::{
@@ -49,7 +49,8 @@ pub(crate) static STRATEGY: Strategy = Strategy {
             list.join(", ").into()
         };
         let role = &o["roleRef"];
-        let role = format!("{}/{}", role["kind"].as_str().unwrap_or_default(), role["name"].as_str().unwrap_or_default());
+        let role =
+            format!("{}/{}", role["kind"].as_str().unwrap_or_default(), role["name"].as_str().unwrap_or_default());
         vec![
             o["metadata"]["name"].clone(),
             role.into(),
@@ -85,7 +86,11 @@ fn validate(o: &Value, faults: &mut Faults) {
                 faults.one_of(&format!("{at}.apiGroup"), s["apiGroup"].as_str().unwrap_or_default(), &[GROUP]);
             }
             other => {
-                faults.push(FieldError::not_supported(format!("{at}.kind"), other, &["Group", "ServiceAccount", "User"]));
+                faults.push(FieldError::not_supported(
+                    format!("{at}.kind"),
+                    other,
+                    &["Group", "ServiceAccount", "User"],
+                ));
             }
         }
     }

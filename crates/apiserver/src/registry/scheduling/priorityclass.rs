@@ -33,7 +33,11 @@ pub(crate) static STRATEGY: Strategy = Strategy {
     validate_update: |new, old, faults| {
         for field in ["value", "preemptionPolicy"] {
             if new[field] != old[field] {
-                faults.push(skiff_api::validation::FieldError::invalid(field, new[field].clone(), "field is immutable"));
+                faults.push(skiff_api::validation::FieldError::invalid(
+                    field,
+                    new[field].clone(),
+                    "field is immutable",
+                ));
             }
         }
     },

@@ -1,0 +1,139 @@
+//! What every cluster has: namespaces, roles, priority classes and the `kubernetes` Service. Made at each start where
+//! it is missing; what users changed stays, but for the roles, which are brought up to date as upstream does it.
+
+mod roles;
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use skiff_api::Status;
+
+use crate::{
+    auth::{MASTERS, User},
+    registry::engine::{Context, Engine, Part},
+    request::WriteOptions,
+};
+
+/// Makes what is missing.
+pub(crate) async fn run(engine: &Engine, advertise: SocketAddr) -> Result<(), Status> {
+    let services = engine.registry.builtin("", "services");
+    for service in services.cache.list(&Default::default(), 0, None).await.map_err(Status::internal)?.objects {
+        engine.services.adopt(&service.value());
+    }
+    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
+        ensure(
+            engine,
+            "",
+            "namespaces",
+            "",
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
+        )
+        .await?;
+    }
+    roles::ensure(engine).await?;
+    for (name, value, description) in [
+        (
+            "system-node-critical",
+            2_000_001_000,
+            "Used for system critical pods that must not be moved from their current node.",
+        ),
+        (
+            "system-cluster-critical",
+            2_000_000_000,
+            "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+        ),
+    ] {
+        let class = json!({
+            "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name},
+            "value": value, "description": description,
+        });
+        ensure(engine, "scheduling.k8s.io", "priorityclasses", "", class).await?;
+    }
+    let range = engine.services.range();
+    let cidr = format!("{}/{}", range.base, range.prefix);
+    let service_cidr = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}, "spec": {"cidrs": [cidr]},
+    });
+    ensure(engine, "networking.k8s.io", "servicecidrs", "", service_cidr).await?;
+    kubernetes_service(engine, advertise).await
+}
+
+fn system() -> (User, WriteOptions) {
+    (User::known("system:apiserver", &[MASTERS]), WriteOptions::default())
+}
+
+/// Creates an object unless there is one of its name.
+async fn ensure(
+    engine: &Engine,
+    group: &'static str,
+    plural: &'static str,
+    namespace: &str,
+    object: Value,
+) -> Result<(), Status> {
+    let resource = engine.registry.builtin(group, plural);
+    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    match engine.get(resource, namespace, &name).await {
+        Ok(_) => return Ok(()),
+        Err(e) if e.code == 404 => {}
+        Err(e) => return Err(e),
+    }
+    let (user, options) = system();
+    match engine.create(&Context { user: &user, options: &options }, resource, namespace, object).await {
+        Err(e) if e.reason != "AlreadyExists" => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Makes an object be what is wanted in these fields.
+async fn ensure_fields(
+    engine: &Engine,
+    group: &'static str,
+    plural: &'static str,
+    namespace: &str,
+    object: Value,
+    fields: &[&str],
+) -> Result<(), Status> {
+    ensure(engine, group, plural, namespace, object.clone()).await?;
+    let resource = engine.registry.builtin(group, plural);
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    let (user, options) = system();
+    let change = |old: &Value| {
+        let mut new = old.clone();
+        for field in fields {
+            new[*field] = object[*field].clone();
+        }
+        Ok(new)
+    };
+    let cx = Context { user: &user, options: &options };
+    engine.update(&cx, resource, namespace, name, Part::Main, "", &change).await.map(|_| ())
+}
+
+/// The Service under which pods find the API, and where it leads.
+async fn kubernetes_service(engine: &Engine, advertise: SocketAddr) -> Result<(), Status> {
+    let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
+        "spec": {
+            "clusterIP": engine.services.range().nth(1).to_string(),
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": advertise.port()}],
+            "type": "ClusterIP", "sessionAffinity": "None",
+        },
+    });
+    ensure(engine, "", "services", "default", service).await?;
+    let ip = advertise.ip().to_string();
+    let endpoints = json!({
+        "apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": [{"addresses": [{"ip": ip}], "ports": [{"name": "https", "port": advertise.port(), "protocol": "TCP"}]}],
+    });
+    ensure_fields(engine, "", "endpoints", "default", endpoints, &["subsets"]).await?;
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": if advertise.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": [{"addresses": [ip], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": advertise.port(), "protocol": "TCP"}],
+    });
+    ensure_fields(engine, "discovery.k8s.io", "endpointslices", "default", slice, &["endpoints", "ports"]).await
+}

@@ -1,0 +1,325 @@
+//! OpenAPI v3, made from the table of fields when first asked for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde_json::{Map, Value, json};
+use skiff_api::{
+    Kind,
+    fields::{self, ListKind, Scalar, Type, TypeDef},
+    kinds::KINDS,
+};
+
+use crate::discovery;
+
+/// The documents that were made, by path such as `apis/apps/v1`.
+#[derive(Default)]
+pub struct OpenApi {
+    made: Mutex<BTreeMap<String, Bytes>>,
+}
+
+impl OpenApi {
+    /// `/openapi/v3`: where the documents are.
+    pub fn index(&self) -> Value {
+        let mut paths = Map::new();
+        for (group, version) in discovery::group_versions() {
+            let path = document_path(group, version);
+            // The documents change with the program alone.
+            let url = format!("/openapi/v3/{path}?hash={}", env!("CARGO_PKG_VERSION"));
+            paths.insert(path, json!({"serverRelativeURL": url}));
+        }
+        json!({"paths": paths})
+    }
+
+    /// A document by its path; nothing if there is none.
+    pub fn document(&self, path: &str) -> Option<Bytes> {
+        let (group, version) = match path.split('/').collect::<Vec<_>>().as_slice() {
+            ["api", version] => (String::new(), (*version).to_owned()),
+            ["apis", group, version] => ((*group).to_owned(), (*version).to_owned()),
+            _ => return None,
+        };
+        let kinds: Vec<&Kind> = KINDS.iter().filter(|k| k.group == group && k.version == version).collect();
+        if kinds.is_empty() {
+            return None;
+        }
+        let mut made = self.made.lock();
+        Some(made.entry(path.to_owned()).or_insert_with(|| document(&kinds).to_string().into()).clone())
+    }
+}
+
+fn document_path(group: &str, version: &str) -> String {
+    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
+}
+
+const DELETE_OPTIONS: &str = "apimachinery.pkg.apis.meta.v1.DeleteOptions";
+const STATUS: &str = "apimachinery.pkg.apis.meta.v1.Status";
+const PATCH: &str = "apimachinery.pkg.apis.meta.v1.Patch";
+
+fn document(kinds: &[&Kind]) -> Value {
+    let mut needed = BTreeSet::new();
+    let mut paths = Map::new();
+    for kind in kinds {
+        need(&kind.type_name(), &mut needed);
+        need(&format!("{}List", kind.type_name()), &mut needed);
+        add_paths(kind, &mut paths, &mut needed);
+    }
+    for name in [DELETE_OPTIONS, STATUS, PATCH] {
+        need(name, &mut needed);
+    }
+    let mut schemas = Map::new();
+    for name in needed {
+        if let Some(def) = fields::lookup(name) {
+            schemas.insert(format!("io.k8s.{name}"), schema(def));
+        }
+    }
+    json!({
+        "openapi": "3.0.0",
+        "info": {"title": "Kubernetes", "version": format!("v{}", crate::KUBERNETES_VERSION)},
+        "paths": paths,
+        "components": {"schemas": schemas},
+    })
+}
+
+/// The type and all that it leads to.
+fn need(name: &str, needed: &mut BTreeSet<&'static str>) {
+    let Some(def) = fields::lookup(name) else { return };
+    if !needed.insert(def.name) {
+        return;
+    }
+    fn walk(ty: &Type, needed: &mut BTreeSet<&'static str>) {
+        match ty {
+            Type::Ref(name) => need(name, needed),
+            Type::List(t) | Type::Map(t) => walk(t, needed),
+            Type::Scalar(_) => {}
+        }
+    }
+    for field in &def.fields {
+        walk(&field.ty, needed);
+    }
+}
+
+fn scalar(s: Scalar) -> Value {
+    match s {
+        Scalar::String => json!({"type": "string"}),
+        Scalar::Int32 => json!({"type": "integer", "format": "int32"}),
+        Scalar::Int64 => json!({"type": "integer", "format": "int64"}),
+        Scalar::Double => json!({"type": "number", "format": "double"}),
+        Scalar::Boolean => json!({"type": "boolean"}),
+        Scalar::Bytes => json!({"type": "string", "format": "byte"}),
+        Scalar::DateTime => json!({"type": "string", "format": "date-time"}),
+        Scalar::IntOrString => json!({"format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}]}),
+        Scalar::Object => json!({"type": "object"}),
+        Scalar::Any => json!({}),
+    }
+}
+
+fn reference(name: &str) -> Value {
+    json!({"allOf": [{"$ref": format!("#/components/schemas/io.k8s.{name}")}]})
+}
+
+fn type_schema(ty: &Type) -> Value {
+    match ty {
+        Type::Scalar(s) => scalar(*s),
+        Type::Ref(name) => reference(name),
+        Type::List(item) => json!({"type": "array", "items": type_schema(item)}),
+        Type::Map(item) => json!({"type": "object", "additionalProperties": type_schema(item)}),
+    }
+}
+
+fn schema(def: &TypeDef) -> Value {
+    let mut schema = match def.is {
+        Some(s) => scalar(s),
+        None => json!({"type": "object"}),
+    };
+    if !def.fields.is_empty() {
+        let mut properties = Map::new();
+        for field in &def.fields {
+            let mut value = type_schema(&field.ty);
+            if let Some(kind) = field.list {
+                value["x-kubernetes-list-type"] = match kind {
+                    ListKind::Atomic => "atomic",
+                    ListKind::Set => "set",
+                    ListKind::Map => "map",
+                }
+                .into();
+            }
+            if !field.keys.is_empty() {
+                value["x-kubernetes-list-map-keys"] = json!(field.keys);
+            }
+            for (name, text) in [
+                ("x-kubernetes-map-type", field.map),
+                ("x-kubernetes-patch-merge-key", field.merge_key),
+                ("x-kubernetes-patch-strategy", field.strategy),
+            ] {
+                if let Some(text) = text {
+                    value[name] = text.into();
+                }
+            }
+            properties.insert(field.name.to_owned(), value);
+        }
+        schema["properties"] = Value::Object(properties);
+        let required: Vec<&str> = def.fields.iter().filter(|f| f.required).map(|f| f.name).collect();
+        if !required.is_empty() {
+            schema["required"] = json!(required);
+        }
+    }
+    if let Some(map) = def.map {
+        schema["x-kubernetes-map-type"] = map.into();
+    }
+    let kinds: Vec<Value> = KINDS
+        .iter()
+        .filter_map(|k| {
+            let name = k.type_name();
+            let kind = if def.name == name {
+                k.kind.to_owned()
+            } else if def.name.strip_suffix("List") == Some(&name) {
+                format!("{}List", k.kind)
+            } else {
+                return None;
+            };
+            Some(json!({"group": k.group, "version": k.version, "kind": kind}))
+        })
+        .collect();
+    if !kinds.is_empty() {
+        schema["x-kubernetes-group-version-kind"] = kinds.into();
+    }
+    schema
+}
+
+fn parameter(name: &str, place: &str, ty: &str) -> Value {
+    json!({"name": name, "in": place, "required": place == "path", "schema": {"type": ty, "uniqueItems": true}})
+}
+
+fn add_paths(kind: &Kind, paths: &mut Map<String, Value>, needed: &mut BTreeSet<&'static str>) {
+    let base = format!("/{}", document_path(kind.group, kind.version));
+    let type_name = kind.type_name();
+    let content =
+        |name: &str| json!({"application/json": {"schema": {"$ref": format!("#/components/schemas/io.k8s.{name}")}}});
+    let gvk = json!({"group": kind.group, "version": kind.version, "kind": kind.kind});
+    let operation = |action: &str, body: Option<(&str, &[&str])>, answer: &str, parameters: &[(&str, &str)]| -> Value {
+        let mut op = json!({
+            "responses": {"200": {"description": "OK", "content": content(answer)}},
+            "x-kubernetes-action": action,
+            "x-kubernetes-group-version-kind": gvk,
+        });
+        if let Some((name, types)) = body {
+            let mut media = Map::new();
+            for ty in types {
+                media.insert(
+                    (*ty).to_owned(),
+                    json!({"schema": {"$ref": format!("#/components/schemas/io.k8s.{name}")}}),
+                );
+            }
+            op["requestBody"] = json!({"content": media});
+        }
+        if !parameters.is_empty() {
+            op["parameters"] = parameters.iter().map(|(n, t)| parameter(n, "query", t)).collect::<Vec<_>>().into();
+        }
+        op
+    };
+    const WRITE: &[(&str, &str)] = &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")];
+    const LIST: &[(&str, &str)] = &[
+        ("allowWatchBookmarks", "boolean"),
+        ("continue", "string"),
+        ("fieldSelector", "string"),
+        ("labelSelector", "string"),
+        ("limit", "integer"),
+        ("resourceVersion", "string"),
+        ("resourceVersionMatch", "string"),
+        ("sendInitialEvents", "boolean"),
+        ("timeoutSeconds", "integer"),
+        ("watch", "boolean"),
+    ];
+    const DELETE: &[(&str, &str)] = &[
+        ("dryRun", "string"),
+        ("gracePeriodSeconds", "integer"),
+        ("orphanDependents", "boolean"),
+        ("propagationPolicy", "string"),
+    ];
+    const ANY: &[&str] = &["*/*"];
+    const PATCHES: &[&str] =
+        &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+    let verbs = kind.verbs();
+    let has = |verb: &str| verbs.contains(&verb);
+    let list_name = format!("{type_name}List");
+
+    let collection = if kind.namespaced {
+        format!("{base}/namespaces/{{namespace}}/{}", kind.plural)
+    } else {
+        format!("{base}/{}", kind.plural)
+    };
+    let path_parameters = |object: bool| {
+        let mut list = vec![];
+        if object {
+            list.push(parameter("name", "path", "string"));
+        }
+        if kind.namespaced {
+            list.push(parameter("namespace", "path", "string"));
+        }
+        list.push(parameter("pretty", "query", "string"));
+        Value::Array(list)
+    };
+    let mut item = json!({"parameters": path_parameters(false)});
+    if has("list") {
+        item["get"] = operation("list", None, &list_name, LIST);
+    }
+    if has("create") {
+        item["post"] = operation("post", Some((&type_name, ANY)), &type_name, WRITE);
+    }
+    if has("deletecollection") {
+        item["delete"] = operation("deletecollection", Some((DELETE_OPTIONS, ANY)), STATUS, LIST);
+    }
+    paths.insert(collection.clone(), item);
+    if kind.namespaced && has("list") {
+        paths.insert(format!("{base}/{}", kind.plural), json!({"get": operation("list", None, &list_name, LIST)}));
+    }
+    if !has("get") {
+        return;
+    }
+    let object = format!("{collection}/{{name}}");
+    let mut item = json!({"parameters": path_parameters(true), "get": operation("get", None, &type_name, &[])});
+    if has("update") {
+        item["put"] = operation("put", Some((&type_name, ANY)), &type_name, WRITE);
+        item["patch"] = operation("patch", Some((PATCH, PATCHES)), &type_name, WRITE);
+        item["delete"] = operation("delete", Some((DELETE_OPTIONS, ANY)), STATUS, DELETE);
+    }
+    paths.insert(object.clone(), item);
+    for sub in kind.subresources {
+        let name = match *sub {
+            "scale" => "api.autoscaling.v1.Scale",
+            "status" | "approval" | "finalize" | "ephemeralcontainers" | "resize" => type_name.as_str(),
+            _ => continue,
+        };
+        need(name, needed);
+        let item = json!({
+            "parameters": path_parameters(true),
+            "get": operation("get", None, name, &[]),
+            "put": operation("put", Some((name, ANY)), name, WRITE),
+            "patch": operation("patch", Some((PATCH, PATCHES)), name, WRITE),
+        });
+        paths.insert(format!("{object}/{sub}"), item);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_are_whole() {
+        let api = OpenApi::default();
+        let doc: Value = serde_json::from_slice(&api.document("apis/apps/v1").unwrap()).unwrap();
+        let text = doc.to_string();
+        for reference in text.split("#/components/schemas/").skip(1) {
+            let name = reference.split('"').next().unwrap();
+            assert!(doc["components"]["schemas"].get(name).is_some(), "{name}");
+        }
+        let patch = &doc["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
+        assert!(patch["parameters"].as_array().unwrap().iter().any(|p| p["name"] == "fieldValidation"));
+        assert!(api.document("apis/nope/v1").is_none());
+        for (g, v) in discovery::group_versions() {
+            assert!(api.document(&document_path(g, v)).is_some());
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! Subresources that are more than a part of their object.
+
+use http::Response;
+use serde_json::{Value, json};
+use skiff_api::{
+    Status, decode, patch,
+    validation::{Faults, FieldError},
+};
+
+use crate::{
+    auth::{Bound, ServiceAccountTokens, TokenRequest},
+    http::{Body, json as json_response},
+    object::{meta_mut, meta_str},
+    registry::engine::{Context, Deleted, Engine, Part, cache_status},
+    render::encoded,
+    request::{FieldValidation, WriteOptions},
+    resources::{Asked, decode_object, delete_options, patched},
+};
+
+/// The body as an object of a type that is no kind of the table.
+fn body_of(asked: &Asked<'_>, type_name: &str) -> Result<Value, Status> {
+    let mut value =
+        decode::json(&asked.body).map_err(|e| Status::bad_request(format!("error decoding request body: {e}")))?.value;
+    decode::conform(&mut value, type_name).map_err(|e| Status::bad_request(e.to_string()))?;
+    Ok(value)
+}
+
+/// `metadata` of an object that stands for another one.
+fn scale_of(object: &Value) -> Value {
+    let meta = &object["metadata"];
+    let mut metadata = json!({});
+    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if !meta[field].is_null() {
+            metadata[field] = meta[field].clone();
+        }
+    }
+    let selector = &object["spec"]["selector"];
+    let selector = if object["kind"] == "ReplicationController" {
+        let labels = selector.as_object().into_iter().flatten();
+        labels.map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect::<Vec<_>>().join(",")
+    } else {
+        skiff_api::selector::LabelSelector::from_value(selector).map(|s| s.to_string()).unwrap_or_default()
+    };
+    json!({
+        "kind": "Scale",
+        "apiVersion": "autoscaling/v1",
+        "metadata": metadata,
+        "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or(0)},
+        "status": {"replicas": object["status"]["replicas"].as_i64().unwrap_or(0), "selector": selector},
+    })
+}
+
+/// `scale`: the number of replicas of anything that has one.
+pub async fn scale(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
+    const SCALE: &str = "api.autoscaling.v1.Scale";
+    if asked.info.verb == "get" {
+        let object = engine.get(asked.resource, asked.namespace(), &asked.info.name).await?;
+        return Ok(encoded(asked.accepted, 200, scale_of(&object.value()).to_string().into()));
+    }
+    let options = WriteOptions::parse(asked.query)?;
+    let media_type = asked.headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let media_type = media_type.split(';').next().unwrap_or_default().to_owned();
+    let is_patch = asked.info.verb == "patch";
+    let body = if is_patch {
+        decode::json(&asked.body).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?.value
+    } else {
+        body_of(asked, SCALE)?
+    };
+    let change = |old: &Value| {
+        let mut scale = scale_of(old);
+        if is_patch {
+            let bad = |e: patch::PatchError| Status::bad_request(e.to_string());
+            match media_type.as_str() {
+                "application/json-patch+json" => patch::json(&mut scale, &body).map_err(bad)?,
+                "application/merge-patch+json" => patch::merge(&mut scale, &body),
+                "application/strategic-merge-patch+json" => patch::strategic(&mut scale, &body, SCALE).map_err(bad)?,
+                _ => {
+                    let types = [
+                        "application/json-patch+json",
+                        "application/merge-patch+json",
+                        "application/strategic-merge-patch+json",
+                    ];
+                    return Err(Status::unsupported_media_type(&types));
+                }
+            }
+            decode::conform(&mut scale, SCALE).map_err(|e| Status::bad_request(e.to_string()))?;
+        } else {
+            scale = body.clone();
+            let name = meta_str(&scale, "name");
+            if name != asked.info.name {
+                return Err(Status::bad_request(format!(
+                    "the name of the object ({name}) does not match the name on the URL ({})",
+                    asked.info.name
+                )));
+            }
+        }
+        let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
+        if replicas < 0 {
+            let e = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
+            return Err(Status::invalid("autoscaling", "Scale", &asked.info.name, &[e]));
+        }
+        let mut new = old.clone();
+        new["spec"]["replicas"] = replicas.into();
+        let meta = meta_mut(&mut new);
+        match scale["metadata"]["resourceVersion"].as_str().filter(|v| !v.is_empty()) {
+            Some(rv) => meta.insert("resourceVersion".into(), rv.into()),
+            None => meta.shift_remove("resourceVersion"),
+        };
+        Ok(new)
+    };
+    let cx = Context { user: asked.user, options: &options };
+    let written =
+        engine.update(&cx, asked.resource, asked.namespace(), &asked.info.name, Part::Main, "scale", &change).await?;
+    let value: Value = serde_json::from_slice(&written.bytes).map_err(Status::internal)?;
+    Ok(encoded(asked.accepted, 200, scale_of(&value).to_string().into()))
+}
+
+/// `pods/binding`: a pod gets its node, once.
+pub async fn bind(engine: &Engine, asked: &Asked<'_>, pod: &str) -> Result<Response<Body>, Status> {
+    let options = WriteOptions::parse(asked.query)?;
+    let binding = body_of(asked, "api.core.v1.Binding")?;
+    let target = &binding["target"];
+    let mut faults = Faults::default();
+    if !matches!(target["kind"].as_str().unwrap_or_default(), "" | "Node") {
+        faults.push(FieldError::not_supported("target.kind", target["kind"].clone(), &["Node", "<empty>"]));
+    }
+    let node = target["name"].as_str().unwrap_or_default().to_owned();
+    if node.is_empty() {
+        faults.required("target.name", "");
+    }
+    if !faults.0.is_empty() {
+        return Err(Status::invalid("", "Binding", pod, &faults.0));
+    }
+    let uid = meta_str(&binding, "uid").to_owned();
+    let change = |old: &Value| {
+        let conflict = |why: String| Err(Status::conflict("", "pods/binding", pod, why));
+        if !uid.is_empty() && meta_str(old, "uid") != uid {
+            return conflict(format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                meta_str(old, "uid")
+            ));
+        }
+        if old["metadata"]["deletionTimestamp"].is_string() {
+            return conflict(format!("pod {pod} is being deleted, cannot be assigned to a host"));
+        }
+        if let Some(assigned) = old["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
+            return conflict(format!("pod {pod} is already assigned to node {assigned:?}"));
+        }
+        if old["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()) {
+            return conflict(format!("pod {pod} has non-empty .spec.schedulingGates"));
+        }
+        let mut new = old.clone();
+        new["spec"]["nodeName"] = node.clone().into();
+        for (k, v) in binding["metadata"]["annotations"].as_object().into_iter().flatten() {
+            new["metadata"]["annotations"][k] = v.clone();
+        }
+        set_condition(
+            &mut new,
+            json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now()}),
+        );
+        Ok(new)
+    };
+    let cx = Context { user: asked.user, options: &options };
+    engine.update(&cx, asked.resource, asked.namespace(), pod, Part::Whole, "binding", &change).await?;
+    Ok(json_response(
+        201,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+    ))
+}
+
+fn now() -> Value {
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into()
+}
+
+/// Puts a condition in the place of the one of its type.
+fn set_condition(object: &mut Value, condition: Value) {
+    let list = &mut object["status"]["conditions"];
+    if !list.is_array() {
+        *list = json!([]);
+    }
+    let Some(list) = list.as_array_mut() else { return };
+    match list.iter_mut().find(|c| c["type"] == condition["type"]) {
+        Some(found) => *found = condition,
+        None => list.push(condition),
+    }
+}
+
+/// `pods/eviction`: a deletion that respects disruption budgets.
+pub async fn evict(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
+    let body: Value =
+        decode::json(&asked.body).map_err(|e| Status::bad_request(format!("error decoding request body: {e}")))?.value;
+    let mut inner = Asked { body: body["deleteOptions"].to_string().into(), ..reborrow(asked) };
+    if body["deleteOptions"].is_null() {
+        inner.body = bytes::Bytes::new();
+    }
+    let mut options = delete_options(&inner)?;
+    let pod = engine.get(asked.resource, asked.namespace(), &asked.info.name).await?;
+    let value = pod.value();
+    let over = ["Succeeded", "Failed"].iter().any(|p| value["status"]["phase"] == *p);
+    let going = value["metadata"]["deletionTimestamp"].is_string();
+    let pending = value["status"]["phase"] == "Pending";
+    if !(over || going || pending) {
+        take_disruption(engine, asked, &value, options.dry_run).await?;
+    }
+    options.uid.get_or_insert_with(|| pod.uid.to_string());
+    let write = WriteOptions::parse(asked.query)?;
+    let cx = Context { user: asked.user, options: &write };
+    match engine.delete(&cx, asked.resource, asked.namespace(), &asked.info.name, &options).await? {
+        Deleted::Gone(_) | Deleted::Last(_) | Deleted::Pending(_) => Ok(json_response(
+            201,
+            &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+        )),
+    }
+}
+
+fn reborrow<'a>(asked: &Asked<'a>) -> Asked<'a> {
+    Asked {
+        info: asked.info,
+        query: asked.query,
+        headers: asked.headers,
+        user: asked.user,
+        kind: asked.kind,
+        resource: asked.resource,
+        accepted: asked.accepted,
+        body: asked.body.clone(),
+    }
+}
+
+/// Counts the eviction against the budget that covers the pod, or refuses with 429.
+async fn take_disruption(engine: &Engine, asked: &Asked<'_>, pod: &Value, dry_run: bool) -> Result<(), Status> {
+    let budgets = engine.registry.builtin("policy", "poddisruptionbudgets");
+    let filter = crate::object::Filter { namespace: asked.namespace().to_owned(), ..Default::default() };
+    let listed = budgets.cache.list(&filter, 0, None).await.map_err(|e| cache_status(&e))?;
+    let covering: Vec<_> = listed
+        .objects
+        .iter()
+        .filter(|b| {
+            let value = b.value();
+            value["spec"]["selector"].is_object()
+                && skiff_api::selector::LabelSelector::from_value(&value["spec"]["selector"])
+                    .is_ok_and(|s| s.matches_value(pod["metadata"].get("labels")))
+        })
+        .collect();
+    let budget = match covering.as_slice() {
+        [] => return Ok(()),
+        [one] => one,
+        _ => {
+            return Err(Status::internal(
+                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+            ));
+        }
+    };
+    let user = crate::auth::User::known("system:apiserver", &[crate::auth::MASTERS]);
+    let options = WriteOptions { dry_run, ..WriteOptions::default() };
+    let cx = Context { user: &user, options: &options };
+    let name = asked.info.name.clone();
+    let change = |old: &Value| {
+        let allowed = old["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
+        if old["status"]["observedGeneration"].as_i64().unwrap_or(0)
+            < old["metadata"]["generation"].as_i64().unwrap_or(0)
+            || allowed <= 0
+        {
+            let mut status =
+                Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 10);
+            let current = old["status"]["currentHealthy"].as_i64().unwrap_or(0);
+            let desired = old["status"]["desiredHealthy"].as_i64().unwrap_or(0);
+            status.details = json!({"causes": [{
+                "reason": "DisruptionBudget",
+                "message": format!("The disruption budget {} needs {desired} healthy pods and has {current} currently", meta_str(old, "name")),
+            }]});
+            return Err(status);
+        }
+        let mut new = old.clone();
+        new["status"]["disruptionsAllowed"] = (allowed - 1).into();
+        new["status"]["disruptedPods"][&name] = now();
+        Ok(new)
+    };
+    engine.update(&cx, budgets, &budget.namespace, &budget.name, Part::Status, "status", &change).await?;
+    Ok(())
+}
+
+/// `serviceaccounts/token`: a token for the account, bound to a pod if the request says so.
+pub async fn token(
+    engine: &Engine,
+    tokens: &ServiceAccountTokens,
+    asked: &Asked<'_>,
+) -> Result<Response<Body>, Status> {
+    let mut request = body_of(asked, "api.authentication.v1.TokenRequest")?;
+    let account = engine.get(asked.resource, asked.namespace(), &asked.info.name).await?;
+    let spec = &request["spec"];
+    let seconds = spec["expirationSeconds"].as_i64().unwrap_or(3600);
+    let mut faults = Faults::default();
+    if seconds < 600 {
+        faults.invalid("spec.expirationSeconds", seconds, "may not specify a duration less than 10 minutes");
+    } else if seconds > 1 << 32 {
+        faults.invalid("spec.expirationSeconds", seconds, "may not specify a duration larger than 2^32 seconds");
+    }
+    if !faults.0.is_empty() {
+        return Err(Status::invalid("authentication.k8s.io", "TokenRequest", "", &faults.0));
+    }
+    let mut wanted = TokenRequest {
+        namespace: account.namespace.to_string(),
+        service_account: Bound { name: account.name.to_string(), uid: account.uid.to_string() },
+        audiences: spec["audiences"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|a| a.as_str().map(str::to_owned))
+            .collect(),
+        lifetime_s: seconds,
+        ..TokenRequest::default()
+    };
+    let reference = &spec["boundObjectRef"];
+    if reference.is_object() {
+        let (kind, name) =
+            (reference["kind"].as_str().unwrap_or_default(), reference["name"].as_str().unwrap_or_default());
+        let plural = match kind {
+            "Pod" => "pods",
+            "Secret" => "secrets",
+            other => return Err(Status::bad_request(format!("cannot bind token to object of type v1, Kind={other}"))),
+        };
+        let resource = engine.registry.builtin("", plural);
+        let object = engine.get(resource, asked.namespace(), name).await?;
+        let uid = reference["uid"].as_str().unwrap_or_default();
+        if !uid.is_empty() && uid != &*object.uid {
+            let why = format!(
+                "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+            );
+            return Err(Status::conflict("", plural, name, why));
+        }
+        let bound = Bound { name: name.to_owned(), uid: object.uid.to_string() };
+        if kind == "Pod" {
+            let pod = object.value();
+            if pod["spec"]["serviceAccountName"] != *account.name {
+                return Err(Status::bad_request(format!(
+                    "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
+                    &*account.name
+                )));
+            }
+            if let Some(node) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
+                let nodes = engine.registry.builtin("", "nodes");
+                let uid = nodes.cache.peek(&nodes.key("", node)).map(|n| n.uid.to_string()).unwrap_or_default();
+                wanted.node = Some(Bound { name: node.to_owned(), uid });
+            }
+            wanted.pod = Some(bound);
+        } else {
+            wanted.secret = Some(bound);
+        }
+    }
+    let (token, ends) = tokens.issue(&wanted).map_err(Status::internal)?;
+    request["metadata"] = json!({"name": &*account.name, "namespace": &*account.namespace, "creationTimestamp": now()});
+    request["spec"]["expirationSeconds"] = seconds.into();
+    request["status"] = json!({"token": token, "expirationTimestamp": ends.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()});
+    Ok(json_response(201, &request))
+}
+
+/// `namespaces/finalize`: changes the finalizers of the spec; without any left, a deleted namespace goes.
+pub async fn finalize(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
+    let options = WriteOptions::parse(asked.query)?;
+    let (value, _) = decode_object(asked.kind, "application/json", &asked.body, options.field_validation)?;
+    let change = |old: &Value| {
+        let mut new = old.clone();
+        new["spec"]["finalizers"] = value["spec"]["finalizers"].clone();
+        if new["spec"]["finalizers"].is_null() {
+            new["spec"]["finalizers"] = json!([]);
+        }
+        match value["metadata"]["resourceVersion"].as_str().filter(|v| !v.is_empty()) {
+            Some(rv) => new["metadata"]["resourceVersion"] = rv.into(),
+            None => {
+                meta_mut(&mut new).shift_remove("resourceVersion");
+            }
+        }
+        Ok(new)
+    };
+    let cx = Context { user: asked.user, options: &options };
+    let written = engine.update(&cx, asked.resource, "", &asked.info.name, Part::Whole, "finalize", &change).await?;
+    Ok(asked.renderer().object(200, &written.bytes))
+}
+
+/// `pods/ephemeralcontainers` and `pods/resize`: only this part of the spec is taken from what the client sent.
+pub async fn pod_part(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
+    let sub = asked.info.subresource.as_str();
+    if asked.info.verb == "get" {
+        let object = engine.get(asked.resource, asked.namespace(), &asked.info.name).await?;
+        return Ok(asked.renderer().object(200, &object.bytes));
+    }
+    let options = WriteOptions::parse(asked.query)?;
+    let media_type = asked.headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let media_type = media_type.split(';').next().unwrap_or_default();
+    type Change = Box<dyn Fn(&Value) -> Result<Value, Status> + Sync + Send>;
+    let wanted: Change = if asked.info.verb == "patch" {
+        let change = patched(asked.kind, media_type, &asked.body, FieldValidation::Ignore)?;
+        Box::new(move |old| change(old).map(|(v, _)| v))
+    } else {
+        let (value, _) = decode_object(asked.kind, media_type, &asked.body, options.field_validation)?;
+        Box::new(move |_| Ok(value.clone()))
+    };
+    let change = |old: &Value| {
+        let sent = wanted(old)?;
+        let mut new = old.clone();
+        if let Some(rv) = sent["metadata"]["resourceVersion"].as_str() {
+            new["metadata"]["resourceVersion"] = rv.into();
+        }
+        if sub == "ephemeralcontainers" {
+            new["spec"]["ephemeralContainers"] = sent["spec"]["ephemeralContainers"].clone();
+            let before = old["spec"]["ephemeralContainers"].as_array().cloned().unwrap_or_default();
+            let now = new["spec"]["ephemeralContainers"].as_array().cloned().unwrap_or_default();
+            if before.iter().any(|c| !now.iter().any(|n| n["name"] == c["name"])) {
+                let e = FieldError::forbidden(
+                    "spec.ephemeralContainers",
+                    "existing ephemeral containers may not be removed",
+                );
+                return Err(Status::invalid("", "Pod", &asked.info.name, &[e]));
+            }
+        } else {
+            for list in ["containers", "initContainers"] {
+                for c in new["spec"][list].as_array_mut().into_iter().flatten() {
+                    let sent = sent["spec"][list].as_array().into_iter().flatten().find(|s| s["name"] == c["name"]);
+                    if let Some(sent) = sent {
+                        c["resources"] = sent["resources"].clone();
+                    }
+                }
+            }
+        }
+        Ok(new)
+    };
+    let cx = Context { user: asked.user, options: &options };
+    let written =
+        engine.update(&cx, asked.resource, asked.namespace(), &asked.info.name, Part::Whole, sub, &change).await?;
+    Ok(asked.renderer().object(200, &written.bytes))
+}
