@@ -49,8 +49,16 @@ pub trait Medium: Send + Sync + 'static {
 pub(super) struct FileMedium {
     path: PathBuf,
     mark: File,
-    /// Holds the lock until it is closed.
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for FileMedium {
+    fn drop(&mut self) {
+        // Closing would not do: a process just forked elsewhere in this one holds the lock until it execs.
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(%error, "cannot unlock the store");
+        }
+    }
 }
 
 impl FileMedium {
@@ -58,7 +66,7 @@ impl FileMedium {
     pub(super) fn open(path: &Path) -> Result<FileMedium> {
         let unavailable =
             |what: &Path, error: io::Error| Error::unavailable(format!("cannot open {}: {error}", what.display()));
-        let lock_path = beside(path, "lock");
+        let lock_path = lock_path(path);
         let lock = options().open(&lock_path).map_err(|error| unavailable(&lock_path, error))?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -74,13 +82,18 @@ impl FileMedium {
         let _ = lock.set_len(0).and_then(|()| lock.write_all_at(std::process::id().to_string().as_bytes(), 0));
         let mark_path = mark_path(path);
         let mark = options().open(&mark_path).map_err(|error| unavailable(&mark_path, error))?;
-        Ok(FileMedium { path: path.to_owned(), mark, _lock: lock })
+        Ok(FileMedium { path: path.to_owned(), mark, lock })
     }
 }
 
 /// The file that holds the mark of the store at `path`.
 pub(super) fn mark_path(path: &Path) -> PathBuf {
     beside(path, "mark")
+}
+
+/// The file that is locked while the store at `path` is open.
+pub(super) fn lock_path(path: &Path) -> PathBuf {
+    beside(path, "lock")
 }
 
 fn beside(path: &Path, extension: &str) -> PathBuf {

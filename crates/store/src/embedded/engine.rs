@@ -112,7 +112,7 @@ impl Tables<'_> {
 pub(super) struct Reader {
     log: ReadOnlyTable<u64, &'static [u8]>,
     // After the table: the transaction and then the database are let go of last.
-    _transaction: ReadTransaction,
+    transaction: ReadTransaction,
     _database: Arc<Database>,
 }
 
@@ -138,10 +138,23 @@ impl Reader {
         Ok(())
     }
 
+    pub(super) fn leases(&self) -> Result<Vec<(LeaseId, Duration)>, Fault> {
+        leases(&self.transaction)
+    }
+
     /// The last position written to.
     pub(super) fn last(&self) -> Result<Option<Position>, Fault> {
         Ok(self.log.last()?.map(|(position, _)| Position(position.value())))
     }
+}
+
+fn leases(transaction: &ReadTransaction) -> Result<Vec<(LeaseId, Duration)>, Fault> {
+    let mut leases = Vec::new();
+    for entry in transaction.open_table(LEASES)?.iter()? {
+        let (id, ttl) = entry?;
+        leases.push((LeaseId(id.value()), Duration::from_millis(ttl.value())));
+    }
+    Ok(leases)
 }
 
 fn decode_found(position: Position, bytes: Option<&[u8]>) -> Result<Record, Fault> {
@@ -225,11 +238,7 @@ impl Engine {
             let database = self.database()?;
             let transaction = database.begin_read()?;
             let compacted = transaction.open_table(META)?.get(COMPACTED)?.map_or(0, |value| value.value());
-            let mut leases = Vec::new();
-            for entry in transaction.open_table(LEASES)?.iter()? {
-                let (id, ttl) = entry?;
-                leases.push((LeaseId(id.value()), Duration::from_millis(ttl.value())));
-            }
+            let leases = leases(&transaction)?;
             Ok(Header { compacted: Revision(compacted), leases })
         })
     }
@@ -240,7 +249,7 @@ impl Engine {
             let database = self.database()?;
             let transaction = database.begin_read()?;
             let log = transaction.open_table(LOG)?;
-            work(&Reader { log, _transaction: transaction, _database: database })
+            work(&Reader { log, transaction, _database: database })
         })
     }
 

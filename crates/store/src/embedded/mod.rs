@@ -305,14 +305,10 @@ fn load(engine: &Engine, compacted: Revision) -> Result<(Index, Revision)> {
             })?;
         }
         let last = log.last()?.map_or(Revision::ZERO, Position::revision);
-        // An empty store is at revision 1, and its first write makes 2.
-        let start = compacted.next().max(Revision::INITIAL.next());
-        if last >= start {
-            watchers::walk(log, start, last, |position, record| {
-                add(position, record);
-                Ok(ControlFlow::Continue(()))
-            })?;
-        }
+        watchers::walk(log, compacted.next(), last, |position, record| {
+            add(position, record);
+            Ok(ControlFlow::Continue(()))
+        })?;
         Ok((index, last.max(compacted).max(Revision::INITIAL)))
     })
 }

@@ -37,6 +37,10 @@ struct State {
     /// Counts power cuts; handles from before one are dead.
     power: u64,
     capacity: Option<u64>,
+    /// Syncs do nothing.
+    lies: bool,
+    /// How many of a thousand accesses fail, and the source of chance for that.
+    flaky: Option<(u32, StdRng)>,
     syncs: u64,
     mark: Option<Revision>,
     /// A mark that is certain to be on the disk.
@@ -53,6 +57,12 @@ impl SimDisk {
     /// An empty disk without limit.
     pub fn new() -> SimDisk {
         SimDisk { path: PathBuf::from("simulated"), state: Arc::default() }
+    }
+
+    /// The disk as seen by one machine: after a power cut it stays dead, until the machine is started
+    /// again, which is to say until this is called again.
+    pub fn plug(&self) -> Plugged {
+        Plugged { power: self.state.lock().power, disk: self.clone() }
     }
 
     /// Loses what was not synced, or worse. What has the disk open gets errors from now on; open it
@@ -83,9 +93,19 @@ impl SimDisk {
         state.old_mark = state.mark;
     }
 
+    /// Makes it a disk that says it has synced and has not, to show that a test notices.
+    pub fn lie(&self) {
+        self.state.lock().lies = true;
+    }
+
     /// Lets growing beyond this many bytes fail for want of space; `None` lifts the limit.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.state.lock().capacity = bytes;
+    }
+
+    /// Makes so many of a thousand accesses fail; `None` none.
+    pub fn set_flaky(&self, flaky: Option<(u32, StdRng)>) {
+        self.state.lock().flaky = flaky;
     }
 
     /// The length in bytes.
@@ -143,6 +163,33 @@ impl Medium for SimDisk {
     }
 }
 
+/// See [`SimDisk::plug`].
+#[derive(Debug)]
+pub struct Plugged {
+    disk: SimDisk,
+    power: u64,
+}
+
+impl Medium for Plugged {
+    fn path(&self) -> &Path {
+        self.disk.path()
+    }
+
+    fn open(&self) -> io::Result<Arc<dyn Disk>> {
+        Ok(Arc::new(Handle { state: self.disk.state.clone(), power: self.power }))
+    }
+
+    fn mark(&self) -> Option<Revision> {
+        self.disk.mark()
+    }
+
+    fn set_mark(&self, revision: Revision) {
+        if self.disk.state.lock().power == self.power {
+            self.disk.set_mark(revision);
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Handle {
     state: Arc<Mutex<State>>,
@@ -154,6 +201,11 @@ impl Handle {
         let mut state = self.state.lock();
         if state.power != self.power {
             return Err(io::Error::other("no power"));
+        }
+        if let Some((per_mille, rng)) = &mut state.flaky
+            && rng.random_range(0..1000) < *per_mille
+        {
+            return Err(io::Error::other("failing by chance"));
         }
         work(&mut state)
     }
@@ -193,6 +245,9 @@ impl Disk for Handle {
     fn sync(&self) -> io::Result<()> {
         self.powered(|state| {
             state.syncs += 1;
+            if state.lies {
+                return Ok(());
+            }
             state.synced.resize(state.now.len(), 0);
             for sector in std::mem::take(&mut state.dirty) {
                 let start = sector * SECTOR;

@@ -146,6 +146,11 @@ pub(super) fn walk(
     end: Revision,
     mut each: impl FnMut(Position, Record) -> Result<ControlFlow<()>, Fault>,
 ) -> Result<Revision, Fault> {
+    // An empty store is at revision 1, and its first write makes 2: there is nothing to be missed before.
+    let start = start.max(Revision::INITIAL.next());
+    if start > end {
+        return Ok(end);
+    }
     let mut expected = Position::start(start);
     let mut stop = false;
     log.scan(expected, Position(Position::start(end.next()).0 - 1), |position, record| {

@@ -266,11 +266,18 @@ impl Writer {
                 return Fate::Unknown;
             }
         };
+        let last = last.map_or(Revision::ZERO, Position::revision).max(self.shared.compacted());
+        if last < current && current > Revision::INITIAL {
+            let what = format!("after an I/O error it ends at revision {last}, but {current} was acknowledged");
+            let error = self.shared.engine.refuse(what, None, Some(last));
+            self.shared.watchers.end(Some(&error));
+            return Fate::Unknown;
+        }
         self.broken = false;
         self.reopen_failed = None;
         tracing::info!("the store is open again");
         let Some(batch) = self.doubt.take() else { return Fate::Committed };
-        if last.is_some_and(|last| last.revision() > current) {
+        if last > current {
             self.commit(batch);
             Fate::Committed
         } else {

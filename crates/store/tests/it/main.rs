@@ -1,3 +1,11 @@
 //! The store's tests from outside, in one binary.
 
 mod contract;
+mod crash;
+mod damage;
+mod engine;
+mod full;
+mod model;
+mod power;
+mod seen;
+mod snapshot;
