@@ -131,9 +131,7 @@ async fn a_flaky_disk() {
                     for number in 0..400 {
                         let (txn, writes) = write(writer, number);
                         match store.txn(txn).await {
-                            Ok(answer) => {
-                                seen.lock().acknowledged.insert(answer.revision.0, writes);
-                            }
+                            Ok(answer) => seen.lock().acknowledge(&answer, writes),
                             Err(error) => {
                                 assert_eq!(error.code(), Code::Unavailable, "{error}");
                                 failures += 1;

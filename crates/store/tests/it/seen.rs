@@ -9,7 +9,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::Mutex;
-use skiff_store::{Event, EventKind, Op, Revision, Store, Txn};
+use skiff_store::{Event, EventKind, Op, Revision, Store, Txn, TxnOutcome, TxnResponse};
 
 /// The keys that one transaction wrote, with their values; `None` for deletions.
 type Writes = Vec<(String, Option<String>)>;
@@ -31,6 +31,15 @@ impl Seen {
     /// Where the watcher has to go on.
     pub(crate) fn resume(&self) -> Revision {
         Revision(self.watched.last_key_value().map_or(2, |(revision, _)| revision + 1))
+    }
+
+    /// Notes what was answered to a write.
+    pub(crate) fn acknowledge(&mut self, answer: &TxnResponse, writes: Writes) {
+        let TxnOutcome::Succeeded(results) = &answer.outcome else { return };
+        // Deleting a key that is not there, because the write before failed, makes no revision.
+        if results.iter().any(|result| result.kv.is_some() || result.prev.is_some()) {
+            self.acknowledged.insert(answer.revision.0, writes);
+        }
     }
 
     /// Notes an event. They must come as they are in the log.
@@ -121,7 +130,7 @@ pub(crate) async fn write_until_failure(store: Arc<dyn Store>, writer: usize, se
     loop {
         let (txn, writes) = write(writer, number);
         let Ok(answer) = store.txn(txn).await else { return };
-        seen.lock().acknowledged.insert(answer.revision.0, writes);
+        seen.lock().acknowledge(&answer, writes);
         number += 1;
     }
 }
