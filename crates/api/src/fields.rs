@@ -59,6 +59,10 @@ pub struct Field {
     pub merge_key: Option<&'static str>,
     /// Patch strategy: `merge`, `retainKeys` or `merge,retainKeys`.
     pub strategy: Option<&'static str>,
+    /// Number in protobuf, behind those of the messages that Go inlines in JSON. Empty if it has none.
+    pub numbers: Vec<u32>,
+    /// Whether Go tells nothing from zero here, so that a zero that was sent is one.
+    pub pointer: bool,
 }
 
 impl Field {
@@ -144,10 +148,23 @@ fn field(name: &'static str, mut words: std::str::Split<'static, char>) -> Field
         None => (name, false),
     };
     let ty = parse_type(words.next().unwrap_or_default());
-    let mut field =
-        Field { name, ty, required, list: None, keys: Vec::new(), map: None, merge_key: None, strategy: None };
-    for (key, value) in words.filter_map(|w| w.split_once('=')) {
+    let mut field = Field {
+        name,
+        ty,
+        required,
+        list: None,
+        keys: Vec::new(),
+        map: None,
+        merge_key: None,
+        strategy: None,
+        numbers: Vec::new(),
+        pointer: false,
+    };
+    for word in words {
+        let (key, value) = word.split_once('=').unwrap_or((word, ""));
         match key {
+            "pb" => field.numbers = value.split('.').filter_map(|n| n.parse().ok()).collect(),
+            "ptr" => field.pointer = true,
             "list" => {
                 field.list = Some(match value {
                     "map" => ListKind::Map,

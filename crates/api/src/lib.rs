@@ -5,6 +5,7 @@ pub mod fields;
 pub mod kinds;
 pub mod names;
 pub mod patch;
+pub mod protobuf;
 pub mod quantity;
 pub mod selector;
 pub mod status;

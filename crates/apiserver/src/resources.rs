@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http::{HeaderMap, Response, header};
 use serde_json::{Value, json};
-use skiff_api::{Kind, Status, decode, patch};
+use skiff_api::{Kind, Status, decode, patch, protobuf};
 use skiff_store::Revision;
 
 use crate::{
@@ -50,24 +50,30 @@ impl Asked<'_> {
         if self.kind.namespaced { &self.info.namespace } else { "" }
     }
 
-    fn media_type(&self) -> &str {
+    /// Media type of the body, without parameters.
+    pub fn media_type(&self) -> &str {
         let value = self.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
         value.split(';').next().unwrap_or_default().trim()
     }
 }
 
 /// Media types of objects in requests.
-const OBJECT_TYPES: &[&str] = &["application/json", "application/yaml"];
+const OBJECT_TYPES: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 const PATCH_TYPES: &[&str] =
     &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
 
 /// Decodes bytes by their media type. None at all is JSON.
-fn decode_bytes(media_type: &str, body: &[u8]) -> Result<decode::Decoded, Status> {
+pub fn decode_bytes(media_type: &str, body: &[u8]) -> Result<decode::Decoded, Status> {
     let decoded = match media_type {
         "" | "application/json" | "*/*" | "application/x-www-form-urlencoded" => decode::json(body),
         "application/yaml" => {
             let text = std::str::from_utf8(body).map_err(|e| Status::bad_request(format!("yaml: {e}")))?;
             decode::yaml(text)
+        }
+        "application/vnd.kubernetes.protobuf" => {
+            let value = protobuf::decode(body)
+                .map_err(|e| Status::bad_request(format!("error decoding request body: {e}")))?;
+            return Ok(decode::Decoded { value, duplicates: Vec::new() });
         }
         _ => return Err(Status::unsupported_media_type(OBJECT_TYPES)),
     };
@@ -524,17 +530,20 @@ pub async fn patch(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Res
     Ok(response)
 }
 
+/// The body of a deletion; nothing is no options.
+fn delete_body(asked: &Asked<'_>) -> Result<Value, Status> {
+    if asked.body.is_empty() {
+        return Ok(json!({}));
+    }
+    let mut value = decode_bytes(asked.media_type(), &asked.body)?.value;
+    decode::conform(&mut value, "apimachinery.pkg.apis.meta.v1.DeleteOptions")
+        .map_err(|e| Status::bad_request(format!("error decoding DeleteOptions: {e}")))?;
+    Ok(value)
+}
+
 /// Options of a deletion, from the body or, as old clients do it, the query.
-pub fn delete_options(asked: &Asked<'_>) -> Result<DeleteOptions, Status> {
+pub fn delete_options(asked: &Asked<'_>, body: &Value) -> Result<DeleteOptions, Status> {
     let write = WriteOptions::parse(asked.query)?;
-    let body = if asked.body.is_empty() {
-        json!({})
-    } else {
-        let mut value = decode_bytes(asked.media_type(), &asked.body)?.value;
-        decode::conform(&mut value, "apimachinery.pkg.apis.meta.v1.DeleteOptions")
-            .map_err(|e| Status::bad_request(format!("error decoding DeleteOptions: {e}")))?;
-        value
-    };
     let grace_s = match body["gracePeriodSeconds"].as_i64() {
         Some(s) => Some(s),
         None => asked.query.int("gracePeriodSeconds")?,
@@ -584,7 +593,7 @@ pub fn delete_options(asked: &Asked<'_>) -> Result<DeleteOptions, Status> {
 }
 
 pub async fn delete(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
-    let options = delete_options(asked)?;
+    let options = delete_options(asked, &delete_body(asked)?)?;
     let write = WriteOptions::default();
     let cx = Context { user: asked.user, options: &write };
     let deleted = engine.delete(&cx, asked.resource, asked.namespace(), &asked.info.name, &options).await?;
@@ -595,7 +604,7 @@ pub async fn delete(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>
 }
 
 pub async fn delete_collection(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
-    let options = delete_options(asked)?;
+    let options = delete_options(asked, &delete_body(asked)?)?;
     let list = ListOptions::parse(asked.query, asked.namespace())?;
     check_fields(asked, &list)?;
     let write = WriteOptions::default();

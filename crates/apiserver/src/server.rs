@@ -18,7 +18,7 @@ use hyper_util::{
     server::conn::auto,
 };
 use serde_json::{Value, json};
-use skiff_api::{Kind, Status, decode, kinds};
+use skiff_api::{Kind, Status, kinds};
 use skiff_store::Store;
 use tokio::net::TcpListener;
 
@@ -345,9 +345,9 @@ impl ApiServer {
         }
         if kind.kind == "Binding" {
             let pods = self.engine.registry.builtin("", "pods");
-            let decoded = decode::json(&body).map_err(|e| Status::bad_request(e.to_string()))?;
-            let name = decoded.value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             let asked = Asked { info, query, headers, user: &user, kind: pods.kind, resource: pods, accepted, body };
+            let binding = resources::decode_bytes(asked.media_type(), &asked.body)?.value;
+            let name = binding["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             return subresources::bind(&self.engine, &asked, &name).await;
         }
         let media_type = headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();

@@ -14,13 +14,12 @@ use crate::{
     registry::engine::{Context, Deleted, Engine, Part, cache_status},
     render::encoded,
     request::{FieldValidation, WriteOptions},
-    resources::{Asked, decode_object, delete_options, patched},
+    resources::{Asked, decode_bytes, decode_object, delete_options, patched},
 };
 
 /// The body as an object of a type that is no kind of the table.
 fn body_of(asked: &Asked<'_>, type_name: &str) -> Result<Value, Status> {
-    let mut value =
-        decode::json(&asked.body).map_err(|e| Status::bad_request(format!("error decoding request body: {e}")))?.value;
+    let mut value = decode_bytes(asked.media_type(), &asked.body)?.value;
     decode::conform(&mut value, type_name).map_err(|e| Status::bad_request(e.to_string()))?;
     Ok(value)
 }
@@ -189,11 +188,7 @@ fn set_condition(object: &mut Value, condition: Value) {
 pub async fn evict(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
     let body: Value =
         decode::json(&asked.body).map_err(|e| Status::bad_request(format!("error decoding request body: {e}")))?.value;
-    let mut inner = Asked { body: body["deleteOptions"].to_string().into(), ..reborrow(asked) };
-    if body["deleteOptions"].is_null() {
-        inner.body = bytes::Bytes::new();
-    }
-    let mut options = delete_options(&inner)?;
+    let mut options = delete_options(asked, &body["deleteOptions"])?;
     let pod = engine.get(asked.resource, asked.namespace(), &asked.info.name).await?;
     let value = pod.value();
     let over = ["Succeeded", "Failed"].iter().any(|p| value["status"]["phase"] == *p);
@@ -210,19 +205,6 @@ pub async fn evict(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>,
             201,
             &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
         )),
-    }
-}
-
-fn reborrow<'a>(asked: &Asked<'a>) -> Asked<'a> {
-    Asked {
-        info: asked.info,
-        query: asked.query,
-        headers: asked.headers,
-        user: asked.user,
-        kind: asked.kind,
-        resource: asked.resource,
-        accepted: asked.accepted,
-        body: asked.body.clone(),
     }
 }
 
@@ -357,7 +339,7 @@ pub async fn token(
 /// `namespaces/finalize`: changes the finalizers of the spec; without any left, a deleted namespace goes.
 pub async fn finalize(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
     let options = WriteOptions::parse(asked.query)?;
-    let (value, _) = decode_object(asked.kind, "application/json", &asked.body, options.field_validation)?;
+    let (value, _) = decode_object(asked.kind, asked.media_type(), &asked.body, options.field_validation)?;
     let change = |old: &Value| {
         let mut new = old.clone();
         new["spec"]["finalizers"] = value["spec"]["finalizers"].clone();
