@@ -17,7 +17,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use skiff_network::{NetNs, hostport::Protocol};
+use skiff_network::NetNs;
+pub use skiff_network::hostport::Protocol;
 use tokio::{sync::watch, task::AbortHandle};
 
 use crate::node_config::HostConfig;

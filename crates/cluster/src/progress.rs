@@ -21,6 +21,13 @@ pub struct Console {
 }
 
 impl Console {
+    /// Changes the words beside the spinner; without a terminal nothing is written.
+    pub fn update(&self, what: &str) {
+        if let Some((_, Some(spinner))) = &self.step {
+            spinner.set_message(what.to_owned());
+        }
+    }
+
     fn finish(&mut self, sign: &str) {
         let Some((what, spinner)) = self.step.take() else {
             return;

@@ -1,6 +1,9 @@
 //! The subcommands: their flags, and a function each.
 
+pub(crate) mod cluster;
+pub(crate) mod image;
 pub(crate) mod server;
+pub(crate) mod table;
 
 use std::io::Write as _;
 
