@@ -1,0 +1,211 @@
+//! Pods that wait for a node.
+//!
+//! A pod is in one of three places: active (to be tried now, by priority and then age), backing off (tried without
+//! success a moment ago) or unschedulable (nothing has changed that could help it).
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use skiff_client::ObjectKey;
+use tokio::time::Instant;
+
+/// The first and the longest wait after an attempt, upstream's.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+/// After this time an unschedulable pod is tried again though nothing happened.
+const UNSCHEDULABLE_RETRY: Duration = Duration::from_secs(300);
+
+/// Order of the active pods: highest priority first, then oldest.
+type Rank = (std::cmp::Reverse<i32>, u64);
+
+#[derive(Debug)]
+struct Waiting {
+    priority: i32,
+    attempts: u32,
+    place: Place,
+}
+
+#[derive(Debug, PartialEq)]
+enum Place {
+    Active(Rank),
+    /// Being tried; `moved` says that something changed meanwhile.
+    Trying {
+        moved: bool,
+    },
+    BackingOff(Instant),
+    Unschedulable {
+        since: Instant,
+        backoff_until: Instant,
+    },
+}
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    pods: HashMap<ObjectKey, Waiting>,
+    active: BTreeMap<Rank, ObjectKey>,
+    next: u64,
+}
+
+impl Queue {
+    /// A pod that needs a node. One that is known keeps its place, unless it changed in a way that may help it.
+    pub(crate) fn add(&mut self, key: &ObjectKey, priority: i32, changed: bool) {
+        match self.pods.get_mut(key) {
+            None => {
+                let rank = self.rank(priority);
+                self.active.insert(rank, key.clone());
+                self.pods.insert(key.clone(), Waiting { priority, attempts: 0, place: Place::Active(rank) });
+            }
+            Some(waiting) if changed => match &mut waiting.place {
+                Place::Trying { moved } => *moved = true,
+                Place::Unschedulable { .. } => self.activate(key),
+                _ => {}
+            },
+            Some(_) => {}
+        }
+    }
+
+    fn rank(&mut self, priority: i32) -> Rank {
+        self.next += 1;
+        (std::cmp::Reverse(priority), self.next)
+    }
+
+    fn activate(&mut self, key: &ObjectKey) {
+        let Some(priority) = self.pods.get(key).map(|w| w.priority) else { return };
+        let rank = self.rank(priority);
+        if let Some(waiting) = self.pods.get_mut(key) {
+            waiting.place = Place::Active(rank);
+            self.active.insert(rank, key.clone());
+        }
+    }
+
+    /// A pod that is gone or has its node.
+    pub(crate) fn remove(&mut self, key: &ObjectKey) {
+        if let Some(Waiting { place: Place::Active(rank), .. }) = self.pods.remove(key) {
+            self.active.remove(&rank);
+        }
+    }
+
+    /// The next pod to try.
+    pub(crate) fn pop(&mut self, now: Instant) -> Option<ObjectKey> {
+        self.wake(now);
+        let (_, key) = self.active.pop_first()?;
+        if let Some(waiting) = self.pods.get_mut(&key) {
+            waiting.attempts += 1;
+            waiting.place = Place::Trying { moved: false };
+        }
+        Some(key)
+    }
+
+    /// Moves those to the active ones whose time has come.
+    fn wake(&mut self, now: Instant) {
+        let due: Vec<ObjectKey> = self
+            .pods
+            .iter()
+            .filter(|(_, w)| match w.place {
+                Place::BackingOff(until) => until <= now,
+                Place::Unschedulable { since, .. } => since + UNSCHEDULABLE_RETRY <= now,
+                _ => false,
+            })
+            .map(|(k, _)| k.clone())
+            .collect();
+        for key in due {
+            self.activate(&key);
+        }
+    }
+
+    /// When [`pop`](Queue::pop) may give something though nothing is added.
+    pub(crate) fn next_wake(&self) -> Option<Instant> {
+        self.pods
+            .values()
+            .filter_map(|w| match w.place {
+                Place::BackingOff(until) => Some(until),
+                Place::Unschedulable { since, .. } => Some(since + UNSCHEDULABLE_RETRY),
+                _ => None,
+            })
+            .min()
+    }
+
+    /// The attempt failed. If something may have helped meanwhile the pod is tried again after its back-off.
+    pub(crate) fn failed(&mut self, key: &ObjectKey, now: Instant, unschedulable: bool) {
+        let Some(waiting) = self.pods.get_mut(key) else { return };
+        let doubled = BACKOFF.0.saturating_mul(1 << waiting.attempts.saturating_sub(1).min(16));
+        let until = now + doubled.min(BACKOFF.1);
+        let moved = waiting.place == Place::Trying { moved: true };
+        waiting.place = if unschedulable && !moved {
+            Place::Unschedulable { since: now, backoff_until: until }
+        } else {
+            Place::BackingOff(until)
+        };
+    }
+
+    /// Something changed that may make room: the unschedulable pods are tried again, after their back-off.
+    pub(crate) fn move_all(&mut self, now: Instant) {
+        let mut ready = Vec::new();
+        for (key, waiting) in &mut self.pods {
+            match &mut waiting.place {
+                Place::Unschedulable { backoff_until, .. } if *backoff_until <= now => ready.push(key.clone()),
+                Place::Unschedulable { backoff_until, .. } => waiting.place = Place::BackingOff(*backoff_until),
+                Place::Trying { moved } => *moved = true,
+                _ => {}
+            }
+        }
+        for key in ready {
+            self.activate(&key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey::new("default", name)
+    }
+
+    #[test]
+    fn priority_then_age() {
+        let mut q = Queue::default();
+        let now = Instant::now();
+        q.add(&key("a"), 0, false);
+        q.add(&key("b"), 10, false);
+        q.add(&key("c"), 0, false);
+        q.add(&key("a"), 0, false);
+        let order: Vec<_> = std::iter::from_fn(|| q.pop(now)).collect();
+        assert_eq!(order, [key("b"), key("a"), key("c")]);
+    }
+
+    #[test]
+    fn a_failed_pod_waits_for_a_change_and_its_back_off() {
+        let mut q = Queue::default();
+        let start = Instant::now();
+        q.add(&key("a"), 0, false);
+        q.pop(start).unwrap();
+        q.failed(&key("a"), start, true);
+        let later = start + Duration::from_secs(5);
+        assert_eq!(q.pop(later), None);
+        q.move_all(later);
+        assert_eq!(q.pop(later), Some(key("a")));
+        q.failed(&key("a"), later, true);
+        // The second back-off is two seconds.
+        q.move_all(later);
+        assert_eq!(q.pop(later + Duration::from_secs(1)), None);
+        assert_eq!(q.pop(later + Duration::from_secs(2)), Some(key("a")));
+    }
+
+    #[test]
+    fn a_change_during_the_attempt_is_not_lost() {
+        let mut q = Queue::default();
+        let now = Instant::now();
+        q.add(&key("a"), 0, false);
+        q.pop(now).unwrap();
+        q.move_all(now);
+        q.failed(&key("a"), now, true);
+        assert_eq!(q.pop(now + Duration::from_secs(1)), Some(key("a")));
+        q.remove(&key("a"));
+        assert_eq!(q.pop(now + Duration::from_secs(1000)), None);
+        assert_eq!(q.next_wake(), None);
+    }
+}
