@@ -87,6 +87,12 @@ impl Queue {
         }
     }
 
+    /// Whether there is a pod to try.
+    pub(crate) fn is_ready(&mut self, now: Instant) -> bool {
+        self.wake(now);
+        !self.active.is_empty()
+    }
+
     /// The next pod to try.
     pub(crate) fn pop(&mut self, now: Instant) -> Option<ObjectKey> {
         self.wake(now);

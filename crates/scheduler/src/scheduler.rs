@@ -63,14 +63,14 @@ pub async fn run(client: Client, informers: Informers) {
     let mut pod_changes: Subscription<Pod> = pods.subscribe();
     loop {
         let wake = scheduler.queue.next_wake();
-        let can_try = scheduler.binding < BINDINGS_UNDER_WAY;
+        let can_try = scheduler.binding < BINDINGS_UNDER_WAY && scheduler.queue.is_ready(Instant::now());
         // What changed comes first: a choice is made on what is, not on what was.
         tokio::select! {
             biased;
             Some(change) = node_changes.recv() => scheduler.node_changed(&change),
             Some(change) = pod_changes.recv() => scheduler.pod_changed(&change),
             Some(outcome) = outcomes.recv() => scheduler.bound(outcome),
-            () = std::future::ready(()), if can_try && scheduler.try_next() => {}
+            () = std::future::ready(()), if can_try => scheduler.try_next(),
             () = until(wake) => {}
         }
     }
@@ -149,12 +149,12 @@ impl Scheduler {
         scheduler == SCHEDULER_NAME && !is_gated(pod) && pod.metadata.deletion_timestamp.is_none()
     }
 
-    /// Tries the next pod; whether there was one.
-    fn try_next(&mut self) -> bool {
-        let Some(key) = self.queue.pop(Instant::now()) else { return false };
+    /// Tries the next pod, if there is one.
+    fn try_next(&mut self) {
+        let Some(key) = self.queue.pop(Instant::now()) else { return };
         let Some(pod) = self.pending.get(&key).cloned() else {
             self.queue.remove(&key);
-            return true;
+            return;
         };
         let info = PodInfo::new(pod.clone());
         match self.choose(&info) {
@@ -167,7 +167,6 @@ impl Scheduler {
                 self.report_failure(&pod, message);
             }
         }
-        true
     }
 
     /// The best node, or upstream's words for why there is none.
