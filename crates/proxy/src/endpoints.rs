@@ -1,0 +1,124 @@
+//! Which endpoints a Service's traffic may go to.
+
+use std::{collections::BTreeSet, net::Ipv4Addr, net::SocketAddrV4, sync::Arc};
+
+use k8s_openapi::api::{
+    core::v1::ServicePort,
+    discovery::v1::{Endpoint, EndpointSlice},
+};
+
+use crate::service::NodeInfo;
+
+/// The endpoints of one Service port.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Endpoints {
+    /// For traffic that may go to any node.
+    pub(crate) cluster: BTreeSet<SocketAddrV4>,
+    /// For traffic that has to stay on this node.
+    pub(crate) local: BTreeSet<SocketAddrV4>,
+    /// Whether there is any usable endpoint at all, near or far.
+    pub(crate) any: bool,
+}
+
+struct Candidate<'a> {
+    address: SocketAddrV4,
+    endpoint: &'a Endpoint,
+    local: bool,
+}
+
+impl Candidate<'_> {
+    fn condition(
+        &self,
+        of: impl Fn(&k8s_openapi::api::discovery::v1::EndpointConditions) -> Option<bool>,
+    ) -> Option<bool> {
+        self.endpoint.conditions.as_ref().and_then(of)
+    }
+
+    /// Absent means yes.
+    fn ready(&self) -> bool {
+        self.condition(|conditions| conditions.ready).unwrap_or(true)
+    }
+
+    /// Absent means the same as ready.
+    fn serving(&self) -> bool {
+        self.condition(|conditions| conditions.serving).unwrap_or_else(|| self.ready())
+    }
+
+    fn terminating(&self) -> bool {
+        self.condition(|conditions| conditions.terminating).unwrap_or(false)
+    }
+}
+
+/// Chooses the endpoints of a port: ready ones, or, where there is none, those that still serve while
+/// they terminate. This is decided for the node by itself, too, so that a rolling update under
+/// `externalTrafficPolicy: Local` loses nothing.
+pub(crate) fn of_port(port: &ServicePort, slices: &[Arc<EndpointSlice>], node: &NodeInfo) -> Endpoints {
+    let candidates: Vec<Candidate<'_>> = slices
+        .iter()
+        .filter(|slice| slice.address_type == "IPv4")
+        .flat_map(|slice| candidates(port, slice, node))
+        .collect();
+    let pick = |local_only: bool| {
+        let eligible = || candidates.iter().filter(move |candidate| candidate.local || !local_only);
+        let ready: Vec<&Candidate<'_>> = eligible().filter(|candidate| candidate.ready()).collect();
+        match ready.is_empty() {
+            false => ready,
+            true => eligible().filter(|candidate| candidate.serving() && candidate.terminating()).collect(),
+        }
+    };
+    let addresses = |chosen: &[&Candidate<'_>]| chosen.iter().map(|candidate| candidate.address).collect();
+    let all = pick(false);
+    let cluster: BTreeSet<SocketAddrV4> = addresses(&hinted(&all, node));
+    let local: BTreeSet<SocketAddrV4> = addresses(&pick(true));
+    Endpoints { any: !cluster.is_empty() || !local.is_empty(), cluster, local }
+}
+
+fn candidates<'a>(port: &ServicePort, slice: &'a EndpointSlice, node: &NodeInfo) -> Vec<Candidate<'a>> {
+    let name = port.name.as_deref().unwrap_or_default();
+    let protocol = port.protocol.as_deref().unwrap_or("TCP");
+    let wanted = slice.ports.iter().flatten().find(|slice_port| {
+        slice_port.name.as_deref().unwrap_or_default() == name
+            && slice_port.protocol.as_deref().unwrap_or("TCP") == protocol
+    });
+    // No port number stands for "all ports", which a proxy can do nothing with.
+    let Some(number) = wanted.and_then(|port| port.port).and_then(|number| u16::try_from(number).ok()) else {
+        return Vec::new();
+    };
+    let endpoints = slice.endpoints.iter().flatten();
+    endpoints
+        .filter_map(|endpoint| {
+            // Further addresses of an endpoint have no defined meaning.
+            let address: Ipv4Addr = endpoint.addresses.first()?.parse().ok()?;
+            Some(Candidate {
+                address: SocketAddrV4::new(address, number),
+                endpoint,
+                local: endpoint.node_name.as_deref() == Some(node.name.as_str()),
+            })
+        })
+        .collect()
+}
+
+/// Endpoints that hints reserve for this node or its zone, if every endpoint has hints and any is for
+/// us; otherwise all of them.
+fn hinted<'c, 'a>(all: &[&'c Candidate<'a>], node: &NodeInfo) -> Vec<&'c Candidate<'a>> {
+    let by = |mine: &dyn Fn(&Candidate<'_>) -> Option<bool>| -> Option<Vec<&'c Candidate<'a>>> {
+        let mut chosen = Vec::new();
+        for candidate in all {
+            if mine(candidate)? {
+                chosen.push(*candidate);
+            }
+        }
+        (!chosen.is_empty()).then_some(chosen)
+    };
+    let hints = |candidate: &Candidate<'_>| candidate.endpoint.hints.clone();
+    let for_node = |candidate: &Candidate<'_>| {
+        let nodes = hints(candidate)?.for_nodes?;
+        (!nodes.is_empty()).then(|| nodes.iter().any(|hint| hint.name == node.name))
+    };
+    let for_zone = |candidate: &Candidate<'_>| {
+        let zones = hints(candidate)?.for_zones?;
+        let zone = node.zone.as_ref()?;
+        (!zones.is_empty()).then(|| zones.iter().any(|hint| hint.name == *zone))
+    };
+    by(&for_node).or_else(|| by(&for_zone)).unwrap_or_else(|| all.to_vec())
+}
