@@ -17,10 +17,7 @@ use crate::{Digest, Error, Reference, tree};
 
 /// Annotations of an index that hold an image's name; the first is containerd's full one, the second
 /// often only a tag.
-const NAME_ANNOTATIONS: [&str; 2] = [
-    "io.containerd.image.name",
-    "org.opencontainers.image.ref.name",
-];
+const NAME_ANNOTATIONS: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
 /// Links from one archive entry to another, as old archives use for layers that occur twice.
 const MAX_LINKS: usize = 8;
 /// More files than any image archive has.
@@ -61,14 +58,9 @@ impl ImageStore {
             self.import_oci(&spool)
         } else if spool.contains("manifest.json") {
             let images = self.docker_images(&spool)?;
-            images
-                .iter()
-                .map(|image| self.import_docker(&spool, image))
-                .collect()
+            images.iter().map(|image| self.import_docker(&spool, image)).collect()
         } else {
-            Err(Error::Archive(
-                "neither index.json nor manifest.json is in it".to_owned(),
-            ))
+            Err(Error::Archive("neither index.json nor manifest.json is in it".to_owned()))
         }
     }
 
@@ -82,20 +74,13 @@ impl ImageStore {
         let limit = self.limits().archive_bytes;
         let dir = self.staging_path();
         std::fs::create_dir(&dir).map_err(Error::io("spool an archive"))?;
-        let mut spool = Spool {
-            dir,
-            files: HashMap::new(),
-            links: HashMap::new(),
-        };
+        let mut spool = Spool { dir, files: HashMap::new(), links: HashMap::new() };
         let reader = decompress(archive).map_err(damaged)?.take(limit);
         let mut archive = tar::Archive::new(reader);
         for (n, entry) in archive.entries().map_err(damaged)?.enumerate() {
             let mut entry = entry.map_err(damaged)?;
             if n >= MAX_FILES {
-                return Err(Error::TooLarge {
-                    what: "number of files",
-                    limit: MAX_FILES as u64,
-                });
+                return Err(Error::TooLarge { what: "number of files", limit: MAX_FILES as u64 });
             }
             let Some(name) = flat_name(&entry.path_bytes()) else {
                 continue;
@@ -130,18 +115,10 @@ impl ImageStore {
             }
         };
         // `docker save` writes both formats; the tags are complete in its own one.
-        let docker = if spool.contains("manifest.json") {
-            self.docker_images(spool)?
-        } else {
-            Vec::new()
-        };
+        let docker = if spool.contains("manifest.json") { self.docker_images(spool)? } else { Vec::new() };
         let mut images: Vec<Arc<Image>> = Vec::new();
         for descriptor in &index.manifests {
-            if descriptor
-                .platform
-                .as_ref()
-                .is_some_and(|p| p.os == "unknown")
-            {
+            if descriptor.platform.as_ref().is_some_and(|p| p.os == "unknown") {
                 continue;
             }
             let Some((manifest, digest)) = self.resolve(spool, descriptor, 0)? else {
@@ -149,9 +126,7 @@ impl ImageStore {
             };
             let mut names = annotated_names(descriptor);
             for image in &docker {
-                if flat_name(image.config.as_bytes())
-                    .is_some_and(|name| name.ends_with(manifest.config.digest.hex()))
-                {
+                if flat_name(image.config.as_bytes()).is_some_and(|name| name.ends_with(manifest.config.digest.hex())) {
                     names.extend(image.tags()?);
                 }
             }
@@ -185,8 +160,7 @@ impl ImageStore {
         descriptor.digest.verify("manifest", &bytes)?;
         match Document::parse(&bytes)? {
             Document::Manifest(manifest) => {
-                let is_image =
-                    descriptor.media_type.is_empty() || descriptor.media_type.contains("manifest");
+                let is_image = descriptor.media_type.is_empty() || descriptor.media_type.contains("manifest");
                 Ok(is_image.then(|| (manifest, descriptor.digest.clone())))
             }
             Document::Index(Index { manifests }) => {
@@ -201,32 +175,16 @@ impl ImageStore {
         }
     }
 
-    fn import_manifest(
-        &self,
-        spool: &Spool,
-        manifest: &Manifest,
-        names: &[Reference],
-    ) -> Result<Arc<Image>, Error> {
+    fn import_manifest(&self, spool: &Spool, manifest: &Manifest, names: &[Reference]) -> Result<Arc<Image>, Error> {
         let config = spool.document(&blob(&manifest.config.digest), self)?;
-        manifest
-            .config
-            .digest
-            .verify("image configuration", &config)?;
-        let layers: Vec<_> = manifest
-            .layers
-            .iter()
-            .map(|layer| blob(&layer.digest))
-            .collect();
+        manifest.config.digest.verify("image configuration", &config)?;
+        let layers: Vec<_> = manifest.layers.iter().map(|layer| blob(&layer.digest)).collect();
         self.import_layers(spool, &config, &layers, names)
     }
 
     fn docker_images(&self, spool: &Spool) -> Result<Vec<DockerImage>, Error> {
-        serde_json::from_slice(&spool.document("manifest.json", self)?).map_err(|e| {
-            Error::Manifest {
-                what: "manifest.json",
-                reason: e.to_string(),
-            }
-        })
+        serde_json::from_slice(&spool.document("manifest.json", self)?)
+            .map_err(|e| Error::Manifest { what: "manifest.json", reason: e.to_string() })
     }
 
     fn import_docker(&self, spool: &Spool, image: &DockerImage) -> Result<Arc<Image>, Error> {
@@ -260,23 +218,12 @@ impl ImageStore {
 impl ConfigFile {
     /// Whether the configuration fits the manifest and this machine.
     pub(crate) fn check(&self, layers: usize, limits: &crate::Limits) -> Result<(), Error> {
-        let bad = |reason| {
-            Err(Error::Manifest {
-                what: "image configuration",
-                reason,
-            })
-        };
+        let bad = |reason| Err(Error::Manifest { what: "image configuration", reason });
         if layers != self.diff_ids().len() {
-            return bad(format!(
-                "it lists {} layers, the manifest {layers}",
-                self.diff_ids().len()
-            ));
+            return bad(format!("it lists {} layers, the manifest {layers}", self.diff_ids().len()));
         }
         if layers > limits.layers {
-            return Err(Error::TooLarge {
-                what: "number of layers",
-                limit: limits.layers as u64,
-            });
+            return Err(Error::TooLarge { what: "number of layers", limit: limits.layers as u64 });
         }
         if !self.os.is_empty() && self.os != "linux" {
             return bad(format!("the image is for {}, not for linux", self.os));
@@ -287,11 +234,7 @@ impl ConfigFile {
 
 impl DockerImage {
     fn tags(&self) -> Result<Vec<Reference>, Error> {
-        self.repo_tags
-            .iter()
-            .flatten()
-            .map(|tag| tag.parse())
-            .collect()
+        self.repo_tags.iter().flatten().map(|tag| tag.parse()).collect()
     }
 }
 
@@ -312,9 +255,7 @@ impl Spool {
     }
 
     fn open(&self, name: &str) -> Result<File, Error> {
-        let path = self
-            .find(name)
-            .ok_or_else(|| Error::Archive(format!("{name} is not in it")))?;
+        let path = self.find(name).ok_or_else(|| Error::Archive(format!("{name} is not in it")))?;
         File::open(path).map_err(Error::io("open a spooled file"))
     }
 
@@ -323,14 +264,9 @@ impl Spool {
         let limit = store.limits().document_bytes;
         let mut bytes = Vec::new();
         let file = self.open(name)?;
-        file.take(limit + 1)
-            .read_to_end(&mut bytes)
-            .map_err(Error::io("read a spooled file"))?;
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io("read a spooled file"))?;
         if bytes.len() as u64 > limit {
-            return Err(Error::TooLarge {
-                what: "document",
-                limit,
-            });
+            return Err(Error::TooLarge { what: "document", limit });
         }
         Ok(bytes)
     }
@@ -339,10 +275,7 @@ impl Spool {
 /// An entry's name with `.` and `..` resolved; names that lead out of the archive are nobody's.
 fn flat_name(name: &[u8]) -> Option<String> {
     let names = tree::split(name)?;
-    let parts: Option<Vec<_>> = names
-        .iter()
-        .map(|n| std::str::from_utf8(n.as_bytes()).ok())
-        .collect();
+    let parts: Option<Vec<_>> = names.iter().map(|n| std::str::from_utf8(n.as_bytes()).ok()).collect();
     Some(parts?.join("/"))
 }
 

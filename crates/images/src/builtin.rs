@@ -71,18 +71,8 @@ impl ImageStore {
                 Ok(program.len())
             })?;
         }
-        let image = self.add_image(
-            config.as_bytes(),
-            vec![diff_id],
-            std::slice::from_ref(&reference),
-        )?;
-        self.record(
-            Image {
-                pinned: true,
-                ..Image::clone(&image)
-            },
-            &[reference],
-        )
+        let image = self.add_image(config.as_bytes(), vec![diff_id], std::slice::from_ref(&reference))?;
+        self.record(Image { pinned: true, ..Image::clone(&image) }, &[reference])
     }
 }
 
@@ -91,9 +81,7 @@ fn fill(root: &Path, program: &Path, metadata: &fs::Metadata) -> io::Result<()> 
     // A link has the owner and mode of the original: only one that everybody may run will do.
     let runnable = metadata.mode() & 0o555 == 0o555;
     let linked = runnable
-        && fs::canonicalize(program)
-            .and_then(|path| fs::hard_link(path, &target))
-            .is_ok()
+        && fs::canonicalize(program).and_then(|path| fs::hard_link(path, &target)).is_ok()
         && fs::metadata(&target).is_ok_and(|m| m.ino() == metadata.ino());
     if !linked {
         match fs::remove_file(&target) {
@@ -108,11 +96,7 @@ fn fill(root: &Path, program: &Path, metadata: &fs::Metadata) -> io::Result<()> 
         fs::set_permissions(root.join(dir), fs::Permissions::from_mode(0o755))?;
     }
     fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
-    for (name, content) in [
-        ("passwd", PASSWD),
-        ("group", GROUP),
-        ("nsswitch.conf", NSSWITCH),
-    ] {
+    for (name, content) in [("passwd", PASSWD), ("group", GROUP), ("nsswitch.conf", NSSWITCH)] {
         let path = root.join("etc").join(name);
         fs::write(&path, content)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o644))?;

@@ -61,10 +61,8 @@ struct RawConfig {
 
 impl ConfigFile {
     pub(crate) fn parse(bytes: &[u8]) -> Result<ConfigFile, Error> {
-        serde_json::from_slice(bytes).map_err(|e| Error::Manifest {
-            what: "image configuration",
-            reason: e.to_string(),
-        })
+        serde_json::from_slice(bytes)
+            .map_err(|e| Error::Manifest { what: "image configuration", reason: e.to_string() })
     }
 
     /// Digests of the uncompressed layers, bottom first.

@@ -53,11 +53,7 @@ impl Digest {
         if self == actual {
             return Ok(());
         }
-        Err(Error::DigestMismatch {
-            what: what.to_owned(),
-            expected: self.to_string(),
-            actual: actual.to_string(),
-        })
+        Err(Error::DigestMismatch { what: what.to_owned(), expected: self.to_string(), actual: actual.to_string() })
     }
 }
 
@@ -109,10 +105,7 @@ impl From<Sha256> for Digest {
 
 /// Whether this is the digits of a digest.
 pub(crate) fn is_hex64(text: &str) -> bool {
-    text.len() == 64
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 /// Hashes what is read through it.
@@ -123,10 +116,7 @@ pub(crate) struct HashingReader<R> {
 
 impl<R: Read> HashingReader<R> {
     pub(crate) fn new(inner: R) -> Self {
-        Self {
-            inner,
-            hash: Sha256::new(),
-        }
+        Self { inner, hash: Sha256::new() }
     }
 
     /// Reads the rest and returns the digest of everything.
@@ -151,20 +141,11 @@ mod tests {
 
     #[test]
     fn refuses_what_is_not_a_digest() {
-        for bad in [
-            "",
-            "sha256:",
-            "sha256:../../etc",
-            "sha512:00",
-            &format!("sha256:{}", "G".repeat(64)),
-        ] {
+        for bad in ["", "sha256:", "sha256:../../etc", "sha512:00", &format!("sha256:{}", "G".repeat(64))] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
         let good = Digest::of(b"");
-        assert_eq!(
-            good.to_string(),
-            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-        );
+        assert_eq!(good.to_string(), "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
         assert_eq!(good.to_string().parse::<Digest>().expect("valid"), good);
     }
 
@@ -173,9 +154,6 @@ mod tests {
         let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
         let first = Digest::chain(None, &a);
         assert_eq!(first, a);
-        assert_eq!(
-            Digest::chain(Some(&first), &b),
-            Digest::of(format!("{a} {b}").as_bytes())
-        );
+        assert_eq!(Digest::chain(Some(&first), &b), Digest::of(format!("{a} {b}").as_bytes()));
     }
 }

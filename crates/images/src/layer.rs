@@ -92,9 +92,7 @@ impl<R: Read> Read for Budget<R> {
         match self.left.get().checked_sub(n as u64) {
             Some(left) => self.left.set(left),
             None => {
-                return Err(io::Error::other(
-                    "headers of an archive entry are too large",
-                ));
+                return Err(io::Error::other("headers of an archive entry are too large"));
             }
         }
         Ok(n)
@@ -115,35 +113,21 @@ pub(crate) fn unpack(
     let mut reader = HashingReader::new(decompress(compressed).map_err(damaged)?);
     let mut tree = Tree::new(target, lower).map_err(Error::io("open a layer's directory"))?;
     let left = Rc::new(Cell::new(MAX_ENTRY_HEADERS));
-    let mut layer = Layer {
-        tree: &mut tree,
-        times: Vec::new(),
-        bytes: 0,
-        limits,
-    };
+    let mut layer = Layer { tree: &mut tree, times: Vec::new(), bytes: 0, limits };
     {
-        let mut archive = tar::Archive::new(Budget {
-            inner: &mut reader,
-            left: left.clone(),
-        });
+        let mut archive = tar::Archive::new(Budget { inner: &mut reader, left: left.clone() });
         let mut count = 0;
         for entry in archive.entries().map_err(damaged)? {
             let mut entry = entry.map_err(damaged)?;
             count += 1;
             if count > limits.layer_entries {
-                return Err(Error::TooLarge {
-                    what: "number of files in a layer",
-                    limit: limits.layer_entries,
-                });
+                return Err(Error::TooLarge { what: "number of files in a layer", limit: limits.layer_entries });
             }
             // Padding to the next header is part of the following budget.
             left.set(entry.size().saturating_add(MAX_ENTRY_HEADERS));
             layer.bytes = layer.bytes.saturating_add(entry.size());
             if layer.bytes > limits.layer_bytes {
-                return Err(Error::TooLarge {
-                    what: "layer",
-                    limit: limits.layer_bytes,
-                });
+                return Err(Error::TooLarge { what: "layer", limit: limits.layer_bytes });
             }
             layer.entry(&mut entry)?;
             io::copy(&mut entry, &mut io::sink()).map_err(damaged)?;
@@ -156,15 +140,9 @@ pub(crate) fn unpack(
     let mut rest = (&mut reader).take(limits.layer_bytes);
     io::copy(&mut rest, &mut io::sink()).map_err(damaged)?;
     if rest.limit() == 0 {
-        return Err(Error::TooLarge {
-            what: "layer",
-            limit: limits.layer_bytes,
-        });
+        return Err(Error::TooLarge { what: "layer", limit: limits.layer_bytes });
     }
-    Ok(Unpacked {
-        diff_id: reader.finish().map_err(damaged)?,
-        bytes,
-    })
+    Ok(Unpacked { diff_id: reader.finish().map_err(damaged)?, bytes })
 }
 
 /// A layer being unpacked.
@@ -193,10 +171,7 @@ impl Layer<'_> {
         }
         let path = entry.path_bytes().into_owned();
         let shown = || String::from_utf8_lossy(&path[..path.len().min(MAX_PATH)]).into_owned();
-        let refuse = |reason| Error::UnsafeEntry {
-            path: shown(),
-            reason,
-        };
+        let refuse = |reason| Error::UnsafeEntry { path: shown(), reason };
         if path.len() >= MAX_PATH {
             return Err(refuse("its name is too long"));
         }
@@ -204,10 +179,7 @@ impl Layer<'_> {
             return Err(refuse("its name holds a null byte"));
         }
         let names = tree::split(&path).ok_or_else(|| refuse("it lies outside of the root"))?;
-        let failed = |source| Error::Unpack {
-            path: shown(),
-            source,
-        };
+        let failed = |source| Error::Unpack { path: shown(), source };
         let attributes = Attributes::of(entry).map_err(failed)?;
         let Some((name, parents)) = names.split_last() else {
             if kind.is_dir() {
@@ -221,50 +193,35 @@ impl Layer<'_> {
         let parent = self.tree.directory(parents).map_err(failed)?;
         if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
             return self.whiteout(parent.as_fd(), name, hidden).map_err(|e| {
-                if e.kind() == io::ErrorKind::InvalidInput {
-                    refuse("not the name of a whiteout")
-                } else {
-                    failed(e)
-                }
+                if e.kind() == io::ErrorKind::InvalidInput { refuse("not the name of a whiteout") } else { failed(e) }
             });
         }
         match kind {
             EntryType::Directory => {
-                let dir = self
-                    .tree
-                    .make_directory(parent.as_fd(), name)
-                    .map_err(failed)?;
+                let dir = self.tree.make_directory(parent.as_fd(), name).map_err(failed)?;
                 attributes.apply(dir.as_fd()).map_err(failed)?;
                 self.times.push((names, attributes.mtime));
                 Ok(())
             }
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => self
-                .file(parent.as_fd(), name, &attributes, entry)
-                .map_err(failed),
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                self.file(parent.as_fd(), name, &attributes, entry).map_err(failed)
+            }
             EntryType::Symlink => {
-                let target = entry
-                    .link_name_bytes()
-                    .map(|t| t.into_owned())
-                    .unwrap_or_default();
+                let target = entry.link_name_bytes().map(|t| t.into_owned()).unwrap_or_default();
                 if target.is_empty() || target.contains(&0) || target.len() >= MAX_PATH {
                     return Err(refuse("its link target is not usable"));
                 }
-                self.symlink(parent.as_fd(), name, &target, &attributes)
-                    .map_err(failed)
+                self.symlink(parent.as_fd(), name, &target, &attributes).map_err(failed)
             }
             EntryType::Link => {
-                let target = entry
-                    .link_name_bytes()
-                    .map(|t| t.into_owned())
-                    .unwrap_or_default();
+                let target = entry.link_name_bytes().map(|t| t.into_owned()).unwrap_or_default();
                 if target.contains(&0) || target.len() >= MAX_PATH {
                     return Err(refuse("its link target is not usable"));
                 }
                 let target = tree::split(&target)
                     .filter(|names| !names.is_empty())
                     .ok_or_else(|| refuse("its link target lies outside of the root"))?;
-                self.hard_link(parent.as_fd(), name, &target)
-                    .map_err(failed)
+                self.hard_link(parent.as_fd(), name, &target).map_err(failed)
             }
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
                 let header = entry.header();
@@ -278,8 +235,7 @@ impl Layer<'_> {
                 if kind == EntryType::Char && device == 0 {
                     return Err(refuse("a device with the numbers of an overlay whiteout"));
                 }
-                self.special(parent.as_fd(), name, kind, device, &attributes)
-                    .map_err(failed)
+                self.special(parent.as_fd(), name, kind, device, &attributes).map_err(failed)
             }
             _ => Err(refuse("an entry of an unknown type")),
         }
@@ -328,14 +284,8 @@ impl Layer<'_> {
         attributes.date(parent, name)
     }
 
-    fn hard_link(
-        &mut self,
-        parent: BorrowedFd<'_>,
-        name: &OsStr,
-        target: &[OsString],
-    ) -> io::Result<()> {
-        let (target_name, target_parents) =
-            target.split_last().ok_or(io::ErrorKind::InvalidInput)?;
+    fn hard_link(&mut self, parent: BorrowedFd<'_>, name: &OsStr, target: &[OsString]) -> io::Result<()> {
+        let (target_name, target_parents) = target.split_last().ok_or(io::ErrorKind::InvalidInput)?;
         let from = self.tree.existing_directory(target_parents);
         let there = match &from {
             Ok(dir) => fs::statat(dir, target_name, AtFlags::SYMLINK_NOFOLLOW).ok(),
@@ -353,13 +303,7 @@ impl Layer<'_> {
                 }
                 self.tree.clear(parent, name)?;
                 // Without following: the target may be a symbolic link itself.
-                Ok(fs::linkat(
-                    &dir,
-                    target_name,
-                    parent,
-                    name,
-                    AtFlags::empty(),
-                )?)
+                Ok(fs::linkat(&dir, target_name, parent, name, AtFlags::empty())?)
             }
             // A link to a file of a lower layer: overlayfs cannot link across layers, so it is a copy.
             _ => {
@@ -392,12 +336,7 @@ impl Layer<'_> {
         fs::mknodat(parent, name, file_type, Mode::empty(), device)?;
         attributes.own(parent, name)?;
         // The name was just made, is no link, and nobody else is here.
-        fs::chmodat(
-            parent,
-            name,
-            Mode::from_raw_mode(attributes.mode),
-            AtFlags::empty(),
-        )?;
+        fs::chmodat(parent, name, Mode::from_raw_mode(attributes.mode), AtFlags::empty())?;
         attributes.date(parent, name)
     }
 
@@ -423,29 +362,24 @@ fn create(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
 }
 
 fn set_time(fd: BorrowedFd<'_>, mtime: Timespec) -> io::Result<()> {
-    Ok(fs::futimens(
-        fd,
-        &Timestamps {
-            last_access: mtime,
-            last_modification: mtime,
-        },
-    )?)
+    Ok(fs::futimens(fd, &Timestamps { last_access: mtime, last_modification: mtime })?)
 }
 
 impl Attributes {
     fn of<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Attributes> {
         let header = entry.header();
-        let id = |id: u64| {
+        // A field left blank means zero; the library takes it for damage.
+        let old = header.as_old();
+        let is_blank = |field: &[u8]| field.iter().all(|b| matches!(b, 0 | b' '));
+        let id = |field: &[u8], id: io::Result<u64>| {
+            let id = if is_blank(field) { 0 } else { id? };
             u32::try_from(id).map_err(|_| io::Error::other("user or group id out of range"))
         };
         let mut attributes = Attributes {
-            uid: id(header.uid()?)?,
-            gid: id(header.gid()?)?,
-            mode: header.mode()? & 0o7777,
-            mtime: Timespec {
-                tv_sec: header.mtime().unwrap_or(0).min(i64::MAX as u64) as i64,
-                tv_nsec: 0,
-            },
+            uid: id(&old.uid, header.uid())?,
+            gid: id(&old.gid, header.gid())?,
+            mode: if is_blank(&old.mode) { 0 } else { header.mode()? & 0o7777 },
+            mtime: Timespec { tv_sec: header.mtime().unwrap_or(0).min(i64::MAX as u64) as i64, tv_nsec: 0 },
             xattrs: Vec::new(),
         };
         if let Some(extensions) = entry.pax_extensions()? {
@@ -456,9 +390,7 @@ impl Attributes {
                     // Not `trusted.overlay.*`, with which a layer could redirect a directory, and not
                     // labels of the machine the image was made on.
                     if name == "security.capability" || name.starts_with("user.") {
-                        attributes
-                            .xattrs
-                            .push((name.to_owned(), extension.value_bytes().to_vec()));
+                        attributes.xattrs.push((name.to_owned(), extension.value_bytes().to_vec()));
                     }
                 } else if key == "mtime"
                     && let Some(mtime) = extension.value().ok().and_then(parse_time)
@@ -472,11 +404,7 @@ impl Attributes {
 
     /// Owner first: changing it clears set-user-id and file capabilities.
     fn apply(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        fs::fchown(
-            fd,
-            Some(Uid::from_raw(self.uid)),
-            Some(Gid::from_raw(self.gid)),
-        )?;
+        fs::fchown(fd, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))?;
         fs::fchmod(fd, Mode::from_raw_mode(self.mode))?;
         for (name, value) in &self.xattrs {
             match fs::fsetxattr(fd, name.as_str(), value, XattrFlags::empty()) {
@@ -490,26 +418,12 @@ impl Attributes {
 
     fn own(&self, parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
-        Ok(fs::chownat(
-            parent,
-            name,
-            Some(uid),
-            Some(gid),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )?)
+        Ok(fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
     fn date(&self, parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-        let times = Timestamps {
-            last_access: self.mtime,
-            last_modification: self.mtime,
-        };
-        Ok(fs::utimensat(
-            parent,
-            name,
-            &times,
-            AtFlags::SYMLINK_NOFOLLOW,
-        )?)
+        let times = Timestamps { last_access: self.mtime, last_modification: self.mtime };
+        Ok(fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
     }
 }
 
@@ -520,10 +434,7 @@ fn parse_time(text: &str) -> Option<Timespec> {
     for digit in fraction.bytes().chain(std::iter::repeat(b'0')).take(9) {
         nanoseconds = nanoseconds * 10 + i64::from(digit.checked_sub(b'0').filter(|d| *d < 10)?);
     }
-    Some(Timespec {
-        tv_sec: seconds.parse().ok()?,
-        tv_nsec: nanoseconds,
-    })
+    Some(Timespec { tv_sec: seconds.parse().ok()?, tv_nsec: nanoseconds })
 }
 
 #[cfg(test)]

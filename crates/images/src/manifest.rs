@@ -65,10 +65,7 @@ pub(crate) fn host_architecture() -> &'static str {
 impl Document {
     /// Tells the two apart by what they hold: media types are missing or wrong often enough.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Document, Error> {
-        let bad = |e: serde_json::Error| Error::Manifest {
-            what: "image manifest",
-            reason: e.to_string(),
-        };
+        let bad = |e: serde_json::Error| Error::Manifest { what: "image manifest", reason: e.to_string() };
         #[derive(Deserialize)]
         struct Probe {
             #[serde(rename = "schemaVersion", default)]
@@ -94,15 +91,11 @@ impl Index {
     /// come last; attestations say `unknown` and are left out.
     pub(crate) fn for_host(&self) -> Vec<&Descriptor> {
         let is_ours = |p: &Platform| p.os == "linux" && p.architecture == host_architecture();
-        let ours = self
+        let ours = self.manifests.iter().filter(|m| m.platform.as_ref().is_some_and(is_ours));
+        let unsaid = self
             .manifests
             .iter()
-            .filter(|m| m.platform.as_ref().is_some_and(is_ours));
-        let unsaid = self.manifests.iter().filter(|m| {
-            m.platform
-                .as_ref()
-                .is_none_or(|p| p.os.is_empty() && p.architecture.is_empty())
-        });
+            .filter(|m| m.platform.as_ref().is_none_or(|p| p.os.is_empty() && p.architecture.is_empty()));
         ours.chain(unsaid).collect()
     }
 }

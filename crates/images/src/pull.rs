@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::manifest::OciDescriptor;
@@ -105,11 +106,7 @@ impl ImageStore {
         for (endpoint, plain) in endpoints(reference, options) {
             let is_origin = endpoint == reference.domain();
             // Credentials are for the registry that the user named, not for its mirrors.
-            let auth = if is_origin {
-                auth.clone()
-            } else {
-                Auth::Anonymous
-            };
+            let auth = if is_origin { auth.clone() } else { Auth::Anonymous };
             let source = source(reference, &endpoint, plain, auth).await?;
             match self.pull_from(reference, &source, &progress).await {
                 Ok(image) => return Ok(image),
@@ -131,9 +128,7 @@ impl ImageStore {
         progress: Report<'_>,
     ) -> Result<Arc<Image>, Error> {
         let (manifest, digest) = self.fetch_manifest(reference, source).await?;
-        let config_blob = self
-            .fetch_document(reference, source, &manifest.config)
-            .await?;
+        let config_blob = self.fetch_document(reference, source, &manifest.config).await?;
         let config = ConfigFile::parse(&config_blob)?;
         config.check(manifest.layers.len(), self.limits())?;
         let mut chain: Vec<Digest> = Vec::new();
@@ -149,20 +144,20 @@ impl ImageStore {
         };
         progress(state.clone());
         let (arrived, mut arrivals) = tokio::sync::mpsc::unbounded_channel::<u64>();
-        let fetches = manifest.layers.iter().zip(&chain).map(|(layer, chain)| {
-            let arrived = arrived.clone();
-            async move {
-                if self.has_layer(chain) {
+        // Boxed, or the compiler cannot tell that the whole future may change threads.
+        let mut fetches: Vec<BoxFuture<'_, Result<Option<Spooled>, Error>>> = Vec::new();
+        for (layer, chain) in manifest.layers.iter().zip(&chain) {
+            let (arrived, present) = (arrived.clone(), self.has_layer(chain));
+            fetches.push(Box::pin(async move {
+                if present {
                     let _ = arrived.send(layer.size);
                     return Ok(None);
                 }
-                let path = self.staging_path();
-                let spooled = Spooled(path);
-                self.fetch_layer(reference, source, layer, &spooled.0, &arrived)
-                    .await?;
-                Ok::<_, Error>(Some(spooled))
-            }
-        });
+                let spooled = Spooled(self.staging_path());
+                self.fetch_layer(reference, source, layer, &spooled.0, &arrived).await?;
+                Ok(Some(spooled))
+            }));
+        }
         // Unpacked in order, since a layer needs those below it; fetched ahead meanwhile.
         let mut fetches = futures::stream::iter(fetches).buffered(CONCURRENT_LAYERS);
         let mut done = 0;
@@ -205,15 +200,9 @@ impl ImageStore {
     }
 
     /// The manifest for this machine, and the digest that the reference stands for.
-    async fn fetch_manifest(
-        &self,
-        reference: &Reference,
-        source: &Source,
-    ) -> Result<(Manifest, Digest), Error> {
+    async fn fetch_manifest(&self, reference: &Reference, source: &Source) -> Result<(Manifest, Digest), Error> {
         let step = || format!("resolve reference {:?}", reference.to_string());
-        let (bytes, digest) = self
-            .fetch_manifest_document(reference, source, None)
-            .await?;
+        let (bytes, digest) = self.fetch_manifest_document(reference, source, None).await?;
         if let Some(wanted) = reference.digest() {
             wanted.expect("manifest", &digest)?;
         }
@@ -231,9 +220,7 @@ impl ImageStore {
         };
         let candidates = index.for_host();
         let chosen = candidates.first().ok_or_else(no_match)?;
-        let (bytes, actual) = self
-            .fetch_manifest_document(reference, source, Some(&chosen.digest))
-            .await?;
+        let (bytes, actual) = self.fetch_manifest_document(reference, source, Some(&chosen.digest)).await?;
         chosen.digest.expect("manifest", &actual)?;
         match Document::parse(&bytes)? {
             Document::Manifest(manifest) => Ok((manifest, digest)),
@@ -255,19 +242,10 @@ impl ImageStore {
             .client
             .pull_manifest_raw(&target, &source.auth, &MANIFEST_TYPES)
             .await
-            .map_err(|e| {
-                explain(
-                    reference,
-                    format!("resolve reference {:?}", reference.to_string()),
-                    e,
-                )
-            })?;
+            .map_err(|e| explain(reference, format!("resolve reference {:?}", reference.to_string()), e))?;
         let limit = self.limits().document_bytes;
         if bytes.len() as u64 > limit {
-            return Err(Error::TooLarge {
-                what: "manifest",
-                limit,
-            });
+            return Err(Error::TooLarge { what: "manifest", limit });
         }
         let digest = Digest::of(&bytes);
         Ok((bytes.into(), digest))
@@ -280,10 +258,7 @@ impl ImageStore {
         descriptor: &Descriptor,
     ) -> Result<Vec<u8>, Error> {
         let limit = self.limits().document_bytes;
-        let too_large = || Error::TooLarge {
-            what: "image configuration",
-            limit,
-        };
+        let too_large = || Error::TooLarge { what: "image configuration", limit };
         if descriptor.size > limit {
             return Err(too_large());
         }
@@ -315,9 +290,7 @@ impl ImageStore {
         let mut counted = 0;
         let mut attempt = 1;
         loop {
-            let result = self
-                .try_fetch_layer(reference, source, layer, path, &mut counted, arrived)
-                .await;
+            let result = self.try_fetch_layer(reference, source, layer, path, &mut counted, arrived).await;
             match result {
                 Err(Error::Pull { message, .. }) if attempt < ATTEMPTS => {
                     tracing::info!(%reference, layer = %layer.digest, %message, "fetching again");
@@ -352,10 +325,7 @@ impl ImageStore {
             let chunk = chunk.map_err(|e| broken(reference, step(), &e))?;
             size += chunk.len() as u64;
             if size > limit {
-                return Err(Error::TooLarge {
-                    what: "layer",
-                    limit,
-                });
+                return Err(Error::TooLarge { what: "layer", limit });
             }
             sha2::Digest::update(&mut hash, &chunk);
             // Into the page cache: short enough for an asynchronous thread.
@@ -386,9 +356,7 @@ impl Drop for Spooled {
 }
 
 /// Blocking work off the asynchronous threads.
-async fn run<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
+async fn run<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     match spawn_blocking(work).await {
         Ok(result) => result,
         Err(e) => Err(Error::io("unpack")(std::io::Error::other(e))),
@@ -407,10 +375,7 @@ fn to_oci(descriptor: &Descriptor) -> OciDescriptor {
 /// Where to ask for an image, in order, and whether without TLS. The origin comes last.
 fn endpoints(reference: &Reference, options: &PullOptions) -> Vec<(String, bool)> {
     let mut endpoints = Vec::new();
-    let mirrors = options
-        .mirrors
-        .iter()
-        .filter(|m| m.registry == reference.domain());
+    let mirrors = options.mirrors.iter().filter(|m| m.registry == reference.domain());
     for endpoint in mirrors.flat_map(|mirror| &mirror.endpoints) {
         let (plain, host) = match endpoint.split_once("://") {
             Some((scheme, host)) => (scheme == "http", host),
@@ -432,18 +397,9 @@ fn is_loopback(host_and_port: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-async fn source(
-    reference: &Reference,
-    endpoint: &str,
-    plain: bool,
-    auth: Auth,
-) -> Result<Source, Error> {
+async fn source(reference: &Reference, endpoint: &str, plain: bool, auth: Auth) -> Result<Source, Error> {
     let config = ClientConfig {
-        protocol: if plain {
-            ClientProtocol::Http
-        } else {
-            ClientProtocol::Https
-        },
+        protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
         read_timeout: Some(READ_TIMEOUT),
         connect_timeout: Some(CONNECT_TIMEOUT),
         user_agent: concat!("skiff/", env!("CARGO_PKG_VERSION")),
@@ -453,11 +409,8 @@ async fn source(
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     // Reads the machine's certificates, and panics where there are none.
     let client = spawn_blocking(move || oci_client::Client::try_from(config)).await;
-    let failed = |message: String| Error::Pull {
-        reference: reference.to_string(),
-        step: "set up TLS".to_owned(),
-        message,
-    };
+    let failed =
+        |message: String| Error::Pull { reference: reference.to_string(), step: "set up TLS".to_owned(), message };
     let client = match client {
         Ok(Ok(client)) => client,
         Ok(Err(e)) => return Err(failed(chain(&e))),
@@ -465,9 +418,7 @@ async fn source(
     };
     let (registry, repository) = (endpoint.to_owned(), reference.path().to_owned());
     let target = match (reference.digest(), reference.tag()) {
-        (Some(digest), _) => {
-            oci_client::Reference::with_digest(registry, repository, digest.to_string())
-        }
+        (Some(digest), _) => oci_client::Reference::with_digest(registry, repository, digest.to_string()),
         (None, tag) => {
             let tag = tag.unwrap_or("latest").to_owned();
             oci_client::Reference::with_tag(registry, repository, tag)
@@ -478,61 +429,34 @@ async fn source(
         Auth::Basic(user, password) => RegistryAuth::Basic(user, password),
         Auth::Bearer(token) => RegistryAuth::Bearer(token),
     };
-    client
-        .store_auth_if_needed(target.resolve_registry(), &auth)
-        .await;
-    Ok(Source {
-        client,
-        reference: target,
-        auth,
-    })
+    client.store_auth_if_needed(target.resolve_registry(), &auth).await;
+    Ok(Source { client, reference: target, auth })
 }
 
 /// The registry's answer in the words that users know from containerd.
 fn explain(reference: &Reference, step: String, error: OciDistributionError) -> Error {
     let reference = reference.to_string();
     match &error {
-        OciDistributionError::ImageManifestNotFoundError(_)
-        | OciDistributionError::ServerError { code: 404, .. } => Error::PullNotFound { reference },
+        OciDistributionError::ImageManifestNotFoundError(_) | OciDistributionError::ServerError { code: 404, .. } => {
+            Error::PullNotFound { reference }
+        }
         OciDistributionError::UnauthorizedError { .. }
         | OciDistributionError::AuthenticationFailure(_)
-        | OciDistributionError::ServerError {
-            code: 401 | 403, ..
-        } => Error::PullDenied {
-            reference,
-            message: "authorization failed: no basic auth credentials".to_owned(),
-        },
+        | OciDistributionError::ServerError { code: 401 | 403, .. } => {
+            Error::PullDenied { reference, message: "authorization failed: no basic auth credentials".to_owned() }
+        }
         OciDistributionError::RegistryError { envelope, .. } => {
-            let has = |codes: &[OciErrorCode]| {
-                envelope
-                    .errors
-                    .iter()
-                    .any(|e| codes.iter().any(|c| same_code(c, &e.code)))
-            };
+            let has =
+                |codes: &[OciErrorCode]| envelope.errors.iter().any(|e| codes.iter().any(|c| same_code(c, &e.code)));
             if has(&[OciErrorCode::Denied, OciErrorCode::Unauthorized]) {
-                Error::PullDenied {
-                    reference,
-                    message: envelope.to_string(),
-                }
-            } else if has(&[
-                OciErrorCode::ManifestUnknown,
-                OciErrorCode::NameUnknown,
-                OciErrorCode::NotFound,
-            ]) {
+                Error::PullDenied { reference, message: envelope.to_string() }
+            } else if has(&[OciErrorCode::ManifestUnknown, OciErrorCode::NameUnknown, OciErrorCode::NotFound]) {
                 Error::PullNotFound { reference }
             } else {
-                Error::Pull {
-                    reference,
-                    step,
-                    message: envelope.to_string(),
-                }
+                Error::Pull { reference, step, message: envelope.to_string() }
             }
         }
-        error => Error::Pull {
-            reference,
-            step,
-            message: chain(error),
-        },
+        error => Error::Pull { reference, step, message: chain(error) },
     }
 }
 
@@ -541,11 +465,7 @@ fn same_code(a: &OciErrorCode, b: &OciErrorCode) -> bool {
 }
 
 fn broken(reference: &Reference, step: String, error: &std::io::Error) -> Error {
-    Error::Pull {
-        reference: reference.to_string(),
-        step,
-        message: chain(error),
-    }
+    Error::Pull { reference: reference.to_string(), step, message: chain(error) }
 }
 
 /// An error with its causes: the text goes into an event, where only one line is seen.
@@ -573,19 +493,10 @@ mod tests {
             endpoints(&reference, options)
         };
         let none = PullOptions::default();
-        assert_eq!(
-            check("127.0.0.1:5000/a", &none),
-            [("127.0.0.1:5000".to_owned(), true)]
-        );
-        assert_eq!(
-            check("localhost/a", &none),
-            [("localhost".to_owned(), true)]
-        );
+        assert_eq!(check("127.0.0.1:5000/a", &none), [("127.0.0.1:5000".to_owned(), true)]);
+        assert_eq!(check("localhost/a", &none), [("localhost".to_owned(), true)]);
         assert_eq!(check("[::1]:5/a", &none), [("[::1]:5".to_owned(), true)]);
-        assert_eq!(
-            check("127.0.0.1.example.com/a", &none),
-            [("127.0.0.1.example.com".to_owned(), false)]
-        );
+        assert_eq!(check("127.0.0.1.example.com/a", &none), [("127.0.0.1.example.com".to_owned(), false)]);
         let some = PullOptions {
             mirrors: vec![Mirror {
                 registry: "docker.io".to_owned(),
@@ -593,16 +504,7 @@ mod tests {
             }],
             plain_http: vec!["registry.test".to_owned()],
         };
-        assert_eq!(
-            check("registry.test/a", &some),
-            [("registry.test".to_owned(), true)]
-        );
-        assert_eq!(
-            check("nginx", &some),
-            [
-                ("127.0.0.1:5000".to_owned(), true),
-                ("docker.io".to_owned(), false)
-            ]
-        );
+        assert_eq!(check("registry.test/a", &some), [("registry.test".to_owned(), true)]);
+        assert_eq!(check("nginx", &some), [("127.0.0.1:5000".to_owned(), true), ("docker.io".to_owned(), false)]);
     }
 }

@@ -53,11 +53,7 @@ impl Reference {
 
     /// The same repository at a digest, the form of `repoDigests`.
     pub fn with_digest(&self, digest: &Digest) -> Reference {
-        Reference {
-            tag: None,
-            digest: Some(digest.clone()),
-            ..self.clone()
-        }
+        Reference { tag: None, digest: Some(digest.clone()), ..self.clone() }
     }
 }
 
@@ -78,10 +74,7 @@ impl FromStr for Reference {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Reference, Error> {
-        let bad = |detail| Error::InvalidReference {
-            reference: text.to_owned(),
-            detail,
-        };
+        let bad = |detail| Error::InvalidReference { reference: text.to_owned(), detail };
         if text.is_empty() {
             return Err(bad(""));
         }
@@ -89,14 +82,7 @@ impl FromStr for Reference {
             return Err(bad(": a 64-byte hexadecimal string is an id, not a name"));
         }
         let (rest, digest) = match text.split_once('@') {
-            Some((rest, digest)) => (
-                rest,
-                Some(
-                    digest
-                        .parse::<Digest>()
-                        .map_err(|_| bad(": invalid digest"))?,
-                ),
-            ),
+            Some((rest, digest)) => (rest, Some(digest.parse::<Digest>().map_err(|_| bad(": invalid digest"))?)),
             None => (text, None),
         };
         // A colon after the last slash starts a tag, one before it a port.
@@ -118,16 +104,8 @@ impl FromStr for Reference {
             }
             _ => (DEFAULT_DOMAIN, name.to_owned()),
         };
-        let domain = if domain == "index.docker.io" {
-            DEFAULT_DOMAIN
-        } else {
-            domain
-        };
-        let path = if domain == DEFAULT_DOMAIN && !path.contains('/') {
-            format!("{OFFICIAL}{path}")
-        } else {
-            path
-        };
+        let domain = if domain == "index.docker.io" { DEFAULT_DOMAIN } else { domain };
+        let path = if domain == DEFAULT_DOMAIN && !path.contains('/') { format!("{OFFICIAL}{path}") } else { path };
         if !is_domain(domain) {
             return Err(bad(""));
         }
@@ -138,30 +116,21 @@ impl FromStr for Reference {
             return Err(bad(""));
         }
         if domain.len() + 1 + path.len() > MAX_NAME {
-            return Err(bad(
-                ": repository name must not be more than 255 characters",
-            ));
+            return Err(bad(": repository name must not be more than 255 characters"));
         }
         let tag = match (tag, &digest) {
             (Some(tag), _) => Some(tag.to_owned()),
             (None, None) => Some(DEFAULT_TAG.to_owned()),
             (None, Some(_)) => None,
         };
-        Ok(Reference {
-            domain: domain.to_owned(),
-            path,
-            tag,
-            digest,
-        })
+        Ok(Reference { domain: domain.to_owned(), path, tag, digest })
     }
 }
 
 fn is_tag(tag: &str) -> bool {
     let mut bytes = tag.bytes();
     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    bytes.next().is_some_and(word)
-        && tag.len() <= 128
-        && bytes.all(|b| word(b) || b == b'.' || b == b'-')
+    bytes.next().is_some_and(word) && tag.len() <= 128 && bytes.all(|b| word(b) || b == b'.' || b == b'-')
 }
 
 /// A host name, IPv4 address or bracketed IPv6 address, with an optional port.
@@ -173,11 +142,7 @@ fn is_domain(domain: &str) -> bool {
         if address.parse::<std::net::Ipv6Addr>().is_err() {
             return false;
         }
-        (
-            None,
-            port.strip_prefix(':')
-                .or(if port.is_empty() { None } else { Some("") }),
-        )
+        (None, port.strip_prefix(':').or(if port.is_empty() { None } else { Some("") }))
     } else {
         match domain.split_once(':') {
             Some((host, port)) => (Some(host), Some(port)),
@@ -240,18 +205,9 @@ mod tests {
         check("localhost/app", "localhost/app:latest");
         check("127.0.0.1:5000/a/b:c", "127.0.0.1:5000/a/b:c");
         check("[::1]:5000/a", "[::1]:5000/a:latest");
-        check(
-            "registry.k8s.io/e2e-test-images/agnhost:2.53",
-            "registry.k8s.io/e2e-test-images/agnhost:2.53",
-        );
-        check(
-            &format!("nginx@{d}"),
-            &format!("docker.io/library/nginx@{d}"),
-        );
-        check(
-            &format!("nginx:1@{d}"),
-            &format!("docker.io/library/nginx:1@{d}"),
-        );
+        check("registry.k8s.io/e2e-test-images/agnhost:2.53", "registry.k8s.io/e2e-test-images/agnhost:2.53");
+        check(&format!("nginx@{d}"), &format!("docker.io/library/nginx@{d}"));
+        check(&format!("nginx:1@{d}"), &format!("docker.io/library/nginx:1@{d}"));
         check("a__b/c--d.e_f", "docker.io/a__b/c--d.e_f:latest");
     }
 
@@ -282,10 +238,6 @@ mod tests {
         ] {
             assert!(bad.parse::<Reference>().is_err(), "{bad:?} was accepted");
         }
-        assert!(
-            format!("a/{}", "b".repeat(300))
-                .parse::<Reference>()
-                .is_err()
-        );
+        assert!(format!("a/{}", "b".repeat(300)).parse::<Reference>().is_err());
     }
 }

@@ -132,10 +132,9 @@ impl ImageStore {
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(root, fs::Permissions::from_mode(0o700)).map_err(Error::io(what()))?;
         let lock_file = fs::File::create(root.join("lock")).map_err(Error::io(what()))?;
-        lock_file.try_lock().map_err(|e| Error::Io {
-            what: format!("{}: another process uses it", what()),
-            source: e.into(),
-        })?;
+        lock_file
+            .try_lock()
+            .map_err(|e| Error::Io { what: format!("{}: another process uses it", what()), source: e.into() })?;
         let staging = root.join("staging");
         match fs::remove_dir_all(&staging) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io(what())(e)),
@@ -145,10 +144,8 @@ impl ImageStore {
         for entry in fs::read_dir(root.join("images")).map_err(Error::io(what()))? {
             let path = entry.map_err(Error::io(what()))?.path();
             let bytes = fs::read(&path).map_err(Error::io(what()))?;
-            let image: Image = serde_json::from_slice(&bytes).map_err(|e| Error::Manifest {
-                what: "image record",
-                reason: format!("{}: {e}", path.display()),
-            })?;
+            let image: Image = serde_json::from_slice(&bytes)
+                .map_err(|e| Error::Manifest { what: "image record", reason: format!("{}: {e}", path.display()) })?;
             state.images.insert(image.id.clone(), Arc::new(image));
         }
         Ok(ImageStore(Arc::new(Inner {
@@ -191,24 +188,14 @@ impl ImageStore {
         let state = self.state();
         let mut layers: BTreeMap<&Digest, u64> = BTreeMap::new();
         for layer in state.images.values().flat_map(|image| &image.layers) {
-            layers
-                .entry(layer)
-                .or_insert_with(|| self.layer_size(layer));
+            layers.entry(layer).or_insert_with(|| self.layer_size(layer));
         }
-        Usage {
-            bytes: layers.values().sum(),
-            entries: (layers.len() + state.images.len()) as u64,
-        }
+        Usage { bytes: layers.values().sum(), entries: (layers.len() + state.images.len()) as u64 }
     }
 
     /// The directories of an image's layers for overlayfs, top first.
     pub fn lower_dirs(&self, image: &Image) -> Vec<PathBuf> {
-        image
-            .layers
-            .iter()
-            .rev()
-            .map(|layer| self.layer_fs(layer))
-            .collect()
+        image.layers.iter().rev().map(|layer| self.layer_fs(layer)).collect()
     }
 
     /// Keeps an image's layers although the image be removed.
@@ -222,11 +209,7 @@ impl ImageStore {
         for layer in &layers {
             *state.leases.entry(layer.clone()).or_default() += 1;
         }
-        LayerLease {
-            store: self.clone(),
-            layers,
-            collect: true,
-        }
+        LayerLease { store: self.clone(), layers, collect: true }
     }
 
     /// A lease for a pull: if that is broken off, the next attempt goes on from what is there.
@@ -239,9 +222,7 @@ impl ImageStore {
     /// Gives an image a further name, taking it from the image that has it.
     pub fn tag(&self, image: &str, name: &str) -> Result<Arc<Image>, Error> {
         let reference: Reference = name.parse()?;
-        let image = self
-            .find(image)
-            .ok_or_else(|| Error::NotFound(image.to_owned()))?;
+        let image = self.find(image).ok_or_else(|| Error::NotFound(image.to_owned()))?;
         self.record(Image::clone(&image), &[reference])
     }
 
@@ -298,11 +279,8 @@ impl ImageStore {
         let mut doomed = Vec::new();
         let state = self.state();
         for layer in layers {
-            let used = state.leases.contains_key(layer)
-                || state
-                    .images
-                    .values()
-                    .any(|image| image.layers.contains(layer));
+            let used =
+                state.leases.contains_key(layer) || state.images.values().any(|image| image.layers.contains(layer));
             let dir = self.layer_dir(layer);
             if used || !dir.exists() {
                 continue;
@@ -329,10 +307,7 @@ impl ImageStore {
     }
 
     fn record_path(&self, id: &Digest) -> PathBuf {
-        self.0
-            .root
-            .join("images")
-            .join(format!("{}.json", id.hex()))
+        self.0.root.join("images").join(format!("{}.json", id.hex()))
     }
 
     fn layer_dir(&self, chain: &Digest) -> PathBuf {
@@ -349,10 +324,7 @@ impl ImageStore {
 
     fn layer_size(&self, chain: &Digest) -> u64 {
         // Missing only if somebody tampered with the store; a size is not worth failing for.
-        fs::read_to_string(self.layer_dir(chain).join("size"))
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(0)
+        fs::read_to_string(self.layer_dir(chain).join("size")).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
     }
 
     /// Unpacks a layer unless it is there. `below` are the layers below it, bottom first; `open` gives
@@ -378,11 +350,7 @@ impl ImageStore {
         if self.has_layer(chain) {
             return Ok(());
         }
-        let lower: Vec<_> = below
-            .iter()
-            .rev()
-            .map(|layer| self.layer_fs(layer))
-            .collect();
+        let lower: Vec<_> = below.iter().rev().map(|layer| self.layer_fs(layer)).collect();
         let reader = open()?;
         self.install_layer(chain, |fs_dir| {
             let unpacked = layer::unpack(reader, fs_dir, &lower, &self.0.limits)?;
@@ -403,8 +371,7 @@ impl ImageStore {
             let what = "make a layer's directory";
             fs::create_dir_all(&fs_dir).map_err(Error::io(what))?;
             use std::os::unix::fs::PermissionsExt;
-            fs::set_permissions(&fs_dir, fs::Permissions::from_mode(0o755))
-                .map_err(Error::io(what))?;
+            fs::set_permissions(&fs_dir, fs::Permissions::from_mode(0o755)).map_err(Error::io(what))?;
             let bytes = fill(&fs_dir)?;
             fs::write(staged.join("size"), bytes.to_string()).map_err(Error::io(what))?;
             let dir = fs::File::open(&staged).map_err(Error::io(what))?;
@@ -432,10 +399,7 @@ impl ImageStore {
     ) -> Result<Arc<Image>, Error> {
         let id = Digest::of(config);
         let parsed = ConfigFile::parse(config)?.into_config();
-        let size = layers
-            .iter()
-            .map(|layer| self.layer_size(layer))
-            .sum::<u64>();
+        let size = layers.iter().map(|layer| self.layer_size(layer)).sum::<u64>();
         let image = Image {
             size: size + config.len() as u64,
             repo_tags: Vec::new(),
@@ -449,24 +413,16 @@ impl ImageStore {
     }
 
     /// Writes an image's record with further names.
-    pub(crate) fn record(
-        &self,
-        mut image: Image,
-        names: &[Reference],
-    ) -> Result<Arc<Image>, Error> {
+    pub(crate) fn record(&self, mut image: Image, names: &[Reference]) -> Result<Arc<Image>, Error> {
         let mut state = self.state();
         if let Some(known) = state.images.get(&image.id) {
             image.repo_tags.extend(known.repo_tags.iter().cloned());
-            image
-                .repo_digests
-                .extend(known.repo_digests.iter().cloned());
+            image.repo_digests.extend(known.repo_digests.iter().cloned());
             image.pinned |= known.pinned;
         }
         for reference in names {
             if let Some(digest) = reference.digest() {
-                image
-                    .repo_digests
-                    .push(reference.with_digest(digest).to_string());
+                image.repo_digests.push(reference.with_digest(digest).to_string());
             } else {
                 image.repo_tags.push(reference.to_string());
             }
@@ -479,12 +435,7 @@ impl ImageStore {
         let image = Arc::new(image);
         state.images.insert(image.id.clone(), image.clone());
         let mut unused = Vec::new();
-        let others: Vec<_> = state
-            .images
-            .values()
-            .filter(|i| i.id != image.id)
-            .cloned()
-            .collect();
+        let others: Vec<_> = state.images.values().filter(|i| i.id != image.id).cloned().collect();
         for other in others {
             let mut rest = Image::clone(&other);
             rest.repo_tags.retain(|tag| !image.repo_tags.contains(tag));
@@ -523,9 +474,7 @@ impl State {
     fn by_name(&self, name: &str) -> Option<&Arc<Image>> {
         let reference: Reference = name.parse().ok()?;
         self.images.values().find(|image| match reference.digest() {
-            Some(digest) => image
-                .repo_digests
-                .contains(&reference.with_digest(digest).to_string()),
+            Some(digest) => image.repo_digests.contains(&reference.with_digest(digest).to_string()),
             None => image.repo_tags.contains(&reference.to_string()),
         })
     }
@@ -535,17 +484,12 @@ impl State {
         if hex.len() < 4 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
             return None;
         }
-        let mut matching = self
-            .images
-            .values()
-            .filter(|image| image.id.hex().starts_with(hex));
+        let mut matching = self.images.values().filter(|image| image.id.hex().starts_with(hex));
         matching.next().filter(|_| matching.next().is_none())
     }
 }
 
 /// Makes a rename in this directory survive a power loss.
 fn sync_dir(dir: &Path) -> Result<(), Error> {
-    fs::File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(Error::io(format!("write {} to disk", dir.display())))
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io(format!("write {} to disk", dir.display())))
 }

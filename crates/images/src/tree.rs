@@ -58,11 +58,7 @@ pub(crate) struct Tree {
 }
 
 fn open_root(path: &Path) -> io::Result<OwnedFd> {
-    Ok(fs::open(
-        path,
-        OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-        Mode::empty(),
-    )?)
+    Ok(fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?)
 }
 
 fn open_child(at: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
@@ -101,10 +97,7 @@ impl Tree {
     pub(crate) fn new(root: &Path, lower: &[PathBuf]) -> io::Result<Tree> {
         Ok(Tree {
             root: open_root(root)?,
-            lower: lower
-                .iter()
-                .map(|path| open_root(path))
-                .collect::<io::Result<_>>()?,
+            lower: lower.iter().map(|path| open_root(path)).collect::<io::Result<_>>()?,
             last: None,
         })
     }
@@ -157,11 +150,7 @@ impl Tree {
                 }
                 let hidden = matches!(found, Found::Whiteout);
                 here.push(name.clone());
-                let below = if hidden {
-                    Found::Nothing
-                } else {
-                    self.look_below(&here)?
-                };
+                let below = if hidden { Found::Nothing } else { self.look_below(&here)? };
                 here.pop();
                 match below {
                     Found::Link(target) => found = Found::Link(target),
@@ -285,11 +274,7 @@ impl Tree {
     }
 
     /// Makes the directory an entry stands for, or opens the one that is there.
-    pub(crate) fn make_directory(
-        &mut self,
-        at: BorrowedFd<'_>,
-        name: &OsStr,
-    ) -> io::Result<OwnedFd> {
+    pub(crate) fn make_directory(&mut self, at: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
         match look(at, name)? {
             Found::Directory(_) => return open_child(at, name),
             Found::Nothing => fs::mkdirat(at, name, Mode::from_raw_mode(0o755))?,
@@ -310,13 +295,9 @@ impl Tree {
     /// Hides what the lower layers have under this name.
     pub(crate) fn white_out(&mut self, at: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
         match look(at, name)? {
-            Found::Nothing => Ok(fs::mknodat(
-                at,
-                name,
-                FileType::CharacterDevice,
-                Mode::empty(),
-                rustix::fs::makedev(0, 0),
-            )?),
+            Found::Nothing => {
+                Ok(fs::mknodat(at, name, FileType::CharacterDevice, Mode::empty(), rustix::fs::makedev(0, 0))?)
+            }
             // The layer's own entry wins, and only what is below is hidden: a file does so anyway.
             Found::Directory(_) => set_opaque(open_child(at, name)?.as_fd()),
             _ => Ok(()),

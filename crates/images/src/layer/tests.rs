@@ -40,11 +40,7 @@ fn archive(items: &[Item<'_>]) -> Vec<u8> {
             Link(path, target) | Hard(path, target) => {
                 name(path);
                 let hard = matches!(item, Hard(..));
-                header.set_entry_type(if hard {
-                    EntryType::Link
-                } else {
-                    EntryType::Symlink
-                });
+                header.set_entry_type(if hard { EntryType::Link } else { EntryType::Symlink });
                 header.as_old_mut().linkname[..target.len()].copy_from_slice(target.as_bytes());
                 header.set_mode(0o777);
             }
@@ -91,37 +87,17 @@ impl Place {
     }
 
     fn unpack(&self, items: &[Item<'_>], lower: &[PathBuf]) -> Result<Unpacked, Error> {
-        unpack(
-            &archive(items)[..],
-            &self.path(""),
-            lower,
-            &Limits::default(),
-        )
+        unpack(&archive(items)[..], &self.path(""), lower, &Limits::default())
     }
 
     fn assert_outside_untouched(&self) {
         let outside = self.dir.path().join("outside");
-        let names: Vec<_> = std::fs::read_dir(&outside)
-            .expect("still there")
-            .map(|e| e.expect("an entry").file_name())
-            .collect();
+        let names: Vec<_> =
+            std::fs::read_dir(&outside).expect("still there").map(|e| e.expect("an entry").file_name()).collect();
         assert_eq!(names, ["secret"]);
-        assert_eq!(
-            std::fs::read(outside.join("secret")).expect("readable"),
-            b"secret"
-        );
-        assert_eq!(
-            std::fs::metadata(outside.join("secret"))
-                .expect("there")
-                .nlink(),
-            1
-        );
-        assert_eq!(
-            std::fs::read_dir(self.dir.path())
-                .expect("readable")
-                .count(),
-            2
-        );
+        assert_eq!(std::fs::read(outside.join("secret")).expect("readable"), b"secret");
+        assert_eq!(std::fs::metadata(outside.join("secret")).expect("there").nlink(), 1);
+        assert_eq!(std::fs::read_dir(self.dir.path()).expect("readable").count(), 2);
     }
 }
 
@@ -146,16 +122,8 @@ fn attributes_survive() {
         .expect("unpacks");
     assert_eq!(unpacked.bytes, 7);
     let su = std::fs::metadata(place.path("tmp/su")).expect("there");
-    assert_eq!(
-        (su.mode() & 0o7777, su.uid(), su.gid(), su.mtime()),
-        (0o4755, 7, 8, 1_000_000_000)
-    );
-    assert_eq!(
-        su.ino(),
-        std::fs::metadata(place.path("tmp/hard"))
-            .expect("there")
-            .ino()
-    );
+    assert_eq!((su.mode() & 0o7777, su.uid(), su.gid(), su.mtime()), (0o4755, 7, 8, 1_000_000_000));
+    assert_eq!(su.ino(), std::fs::metadata(place.path("tmp/hard")).expect("there").ino());
     let tmp = std::fs::metadata(place.path("tmp")).expect("there");
     assert_eq!((tmp.mode() & 0o7777, tmp.mtime()), (0o1777, 1_000_000_000));
     let soft = std::fs::symlink_metadata(place.path("tmp/soft")).expect("there");
@@ -165,11 +133,7 @@ fn attributes_survive() {
     let mut value = [0; 64];
     let n = rustix::fs::getxattr(place.path("capable"), "security.capability", &mut value[..]);
     assert_eq!(&value[..n.expect("kept")], cap);
-    let n = rustix::fs::getxattr(
-        place.path("tricky"),
-        "trusted.overlay.redirect",
-        &mut value[..],
-    );
+    let n = rustix::fs::getxattr(place.path("tricky"), "trusted.overlay.redirect", &mut value[..]);
     assert!(n.is_err(), "an overlay attribute came through");
 }
 
@@ -201,10 +165,7 @@ fn whiteouts_take_overlay_form() {
     assert!(!place.path(".wh..wh.plnk").exists());
     for bad in [".wh.", ".wh..", ".wh..."] {
         let result = Place::new().unpack(&[File(bad, 0o644, b"")], &[]);
-        assert!(
-            matches!(result, Err(Error::UnsafeEntry { .. })),
-            "{bad}: {result:?}"
-        );
+        assert!(matches!(result, Err(Error::UnsafeEntry { .. })), "{bad}: {result:?}");
     }
 }
 
@@ -212,60 +173,36 @@ fn whiteouts_take_overlay_form() {
 fn nothing_escapes() {
     let outside = |place: &Place| place.dir.path().join("outside").display().to_string();
     // Names that lead out are refused.
-    for bad in [
-        "../outside/x",
-        "a/../../outside/x",
-        "/../outside/x",
-        "..",
-        "a/b/../../../x",
-    ] {
+    for bad in ["../outside/x", "a/../../outside/x", "/../outside/x", "..", "a/b/../../../x"] {
         let place = Place::new();
         let result = place.unpack(&[File(bad, 0o644, b"x")], &[]);
-        assert!(
-            matches!(result, Err(Error::UnsafeEntry { .. })),
-            "{bad}: {result:?}"
-        );
+        assert!(matches!(result, Err(Error::UnsafeEntry { .. })), "{bad}: {result:?}");
         place.assert_outside_untouched();
     }
     // Absolute names are below the root.
     let place = Place::new();
-    place
-        .unpack(&[File("/etc/x", 0o644, b"x")], &[])
-        .expect("unpacks");
+    place.unpack(&[File("/etc/x", 0o644, b"x")], &[]).expect("unpacks");
     assert!(place.path("etc/x").exists());
     // A link that leads out, and then something through it.
     for target in ["../outside", "../../../../../../../../outside", "OUTSIDE"] {
         let place = Place::new();
         let real = outside(&place);
-        let target = if target == "OUTSIDE" {
-            real.as_str()
-        } else {
-            target
-        };
-        let items = [
-            Link("l", target),
-            File("l/x", 0o644, b"x"),
-            File("l/secret", 0o644, b"x"),
-        ];
+        let target = if target == "OUTSIDE" { real.as_str() } else { target };
+        let items = [Link("l", target), File("l/x", 0o644, b"x"), File("l/secret", 0o644, b"x")];
         place.unpack(&items, &[]).expect("stays inside");
         place.assert_outside_untouched();
     }
     // Writing onto the link itself replaces it.
     let place = Place::new();
     let real = format!("{}/secret", outside(&place));
-    place
-        .unpack(&[Link("l", &real), File("l", 0o644, b"mine")], &[])
-        .expect("unpacks");
+    place.unpack(&[Link("l", &real), File("l", 0o644, b"mine")], &[]).expect("unpacks");
     place.assert_outside_untouched();
     assert_eq!(std::fs::read(place.path("l")).expect("there"), b"mine");
     // Hard links to the outside, directly and through a link.
     for (items, what) in [
         (vec![Hard("h", "../outside/secret")], "dots"),
         (vec![Hard("h", &real)], "absolute"),
-        (
-            vec![Link("l", "../outside"), Hard("h", "l/secret")],
-            "through a link",
-        ),
+        (vec![Link("l", "../outside"), Hard("h", "l/secret")], "through a link"),
     ] {
         let place = Place::new();
         assert!(place.unpack(&items, &[]).is_err(), "{what}");
@@ -275,22 +212,13 @@ fn nothing_escapes() {
     let place = Place::new();
     let real = outside(&place);
     let before = std::fs::metadata(&real).expect("there").mode();
-    place
-        .unpack(&[Link("d", &real), Dir("d/", 0o777)], &[])
-        .expect("unpacks");
+    place.unpack(&[Link("d", &real), Dir("d/", 0o777)], &[]).expect("unpacks");
     assert_eq!(std::fs::metadata(&real).expect("there").mode(), before);
-    assert!(
-        std::fs::symlink_metadata(place.path("d"))
-            .expect("there")
-            .is_dir()
-    );
+    assert!(std::fs::symlink_metadata(place.path("d")).expect("there").is_dir());
     // Links in a circle.
     let place = Place::new();
     let items = [Link("a", "b"), Link("b", "a"), File("a/x", 0o644, b"")];
-    assert!(matches!(
-        place.unpack(&items, &[]),
-        Err(Error::Unpack { .. })
-    ));
+    assert!(matches!(place.unpack(&items, &[]), Err(Error::Unpack { .. })));
     // A forged whiteout, the root itself, a file as parent.
     for items in [
         vec![Device("w", 0, 0)],
@@ -306,67 +234,31 @@ fn nothing_escapes() {
 #[test]
 fn links_within_are_followed() {
     let place = Place::new();
-    let items = [
-        Dir("usr/", 0o755),
-        Dir("usr/lib/", 0o755),
-        Link("lib", "usr/lib"),
-        File("lib/x", 0o644, b"1"),
-    ];
+    let items = [Dir("usr/", 0o755), Dir("usr/lib/", 0o755), Link("lib", "usr/lib"), File("lib/x", 0o644, b"1")];
     place.unpack(&items, &[]).expect("unpacks");
     assert!(place.path("usr/lib/x").exists());
     let place = Place::new();
-    let items = [
-        Dir("a/", 0o755),
-        Link("a/up", "../../../b"),
-        File("a/up/x", 0o644, b"1"),
-    ];
+    let items = [Dir("a/", 0o755), Link("a/up", "../../../b"), File("a/up/x", 0o644, b"1")];
     place.unpack(&items, &[]).expect("unpacks");
-    assert!(
-        place.path("b/x").exists(),
-        "dots above the root stay at the root"
-    );
+    assert!(place.path("b/x").exists(), "dots above the root stay at the root");
 }
 
 #[test]
 fn implied_directories_are_those_of_the_layers_below() {
     let base = Place::new();
-    base.unpack(
-        &[
-            Dir("tmp/", 0o1777),
-            Dir("usr/", 0o711),
-            Link("lib", "usr"),
-            File("bin/tool", 0o755, b"t"),
-        ],
-        &[],
-    )
-    .expect("unpacks");
+    base.unpack(&[Dir("tmp/", 0o1777), Dir("usr/", 0o711), Link("lib", "usr"), File("bin/tool", 0o755, b"t")], &[])
+        .expect("unpacks");
     let lower = [base.path("")];
     let place = Place::new();
     place
-        .unpack(
-            &[
-                File("tmp/x", 0o644, b""),
-                File("lib/y", 0o644, b""),
-                Hard("bin/again", "bin/tool"),
-            ],
-            &lower,
-        )
+        .unpack(&[File("tmp/x", 0o644, b""), File("lib/y", 0o644, b""), Hard("bin/again", "bin/tool")], &lower)
         .expect("unpacks");
     let tmp = std::fs::metadata(place.path("tmp")).expect("there");
     assert_eq!((tmp.mode() & 0o7777, tmp.uid()), (0o1777, 7));
     assert!(place.path("usr/y").exists() && !place.path("lib").exists());
-    assert_eq!(
-        std::fs::metadata(place.path("usr")).expect("there").mode() & 0o7777,
-        0o711
-    );
-    assert_eq!(
-        std::fs::read(place.path("bin/again")).expect("copied"),
-        b"t"
-    );
-    let mode = std::fs::metadata(place.path("bin/again"))
-        .expect("copied")
-        .permissions()
-        .mode();
+    assert_eq!(std::fs::metadata(place.path("usr")).expect("there").mode() & 0o7777, 0o711);
+    assert_eq!(std::fs::read(place.path("bin/again")).expect("copied"), b"t");
+    let mode = std::fs::metadata(place.path("bin/again")).expect("copied").permissions().mode();
     assert_eq!(mode & 0o7777, 0o755);
 }
 
@@ -375,20 +267,10 @@ fn limits_hold() {
     let place = Place::new();
     let items = [File("a", 0o644, &[0; 1000]), File("b", 0o644, &[0; 1000])];
     let bytes = archive(&items);
-    let limits = |layer_bytes, layer_entries| Limits {
-        layer_bytes,
-        layer_entries,
-        ..Limits::default()
-    };
+    let limits = |layer_bytes, layer_entries| Limits { layer_bytes, layer_entries, ..Limits::default() };
     let run = |bytes: &[u8], limits| unpack(bytes, &place.path(""), &[], &limits);
-    assert!(matches!(
-        run(&bytes, limits(1500, 10)),
-        Err(Error::TooLarge { .. })
-    ));
-    assert!(matches!(
-        run(&bytes, limits(1 << 20, 1)),
-        Err(Error::TooLarge { .. })
-    ));
+    assert!(matches!(run(&bytes, limits(1500, 10)), Err(Error::TooLarge { .. })));
+    assert!(matches!(run(&bytes, limits(1 << 20, 1)), Err(Error::TooLarge { .. })));
     run(&bytes, limits(1 << 20, 2)).expect("within limits");
     // A name of gigabytes, compressed to nothing.
     let mut header = tar::Header::new_gnu();
@@ -397,10 +279,7 @@ fn limits_hold() {
     header.set_cksum();
     let mut bomb = header.as_bytes().to_vec();
     bomb.resize(4 << 20, b'a');
-    assert!(matches!(
-        run(&bomb, Limits::default()),
-        Err(Error::Archive(_))
-    ));
+    assert!(matches!(run(&bomb, Limits::default()), Err(Error::Archive(_))));
     // Zeros without end after the end of the archive.
     let endless = archive(&[]);
     let endless = endless.as_slice().chain(io::repeat(0));
@@ -418,8 +297,7 @@ fn compression_is_told_by_content() {
     let digest = Digest::of(&plain);
     for bytes in [plain, gzip, zstd] {
         let place = Place::new();
-        let unpacked =
-            unpack(&bytes[..], &place.path(""), &[], &Limits::default()).expect("unpacks");
+        let unpacked = unpack(&bytes[..], &place.path(""), &[], &Limits::default()).expect("unpacks");
         assert_eq!(unpacked.diff_id, digest);
     }
 }

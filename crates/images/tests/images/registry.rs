@@ -56,17 +56,10 @@ pub(crate) async fn serve(images: &[(&str, &str, &Made)], login: Option<(&str, &
     let mut content = Content::default();
     for (repository, tag, made) in images {
         let manifest = made.manifest();
-        content.manifests.insert(
-            format!("{repository}@{}", Digest::of(&manifest)),
-            manifest.clone(),
-        );
-        content
-            .manifests
-            .insert(format!("{repository}:{tag}"), manifest);
+        content.manifests.insert(format!("{repository}@{}", Digest::of(&manifest)), manifest.clone());
+        content.manifests.insert(format!("{repository}:{tag}"), manifest);
         for blob in made.layers.iter().chain([&made.config]) {
-            content
-                .blobs
-                .insert(Digest::of(blob).to_string(), blob.clone());
+            content.blobs.insert(Digest::of(blob).to_string(), blob.clone());
         }
     }
     content.authorization = login.map(|(user, password)| {
@@ -75,9 +68,7 @@ pub(crate) async fn serve(images: &[(&str, &str, &Made)], login: Option<(&str, &
         format!("Basic {pair}")
     });
     let content = Arc::new(content);
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("a port");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
     let shared = content.clone();
     let task = tokio::spawn(async move {
@@ -87,17 +78,10 @@ pub(crate) async fn serve(images: &[(&str, &str, &Made)], login: Option<(&str, &
                 let response = answer(&content, &request);
                 async move { Ok::<_, std::convert::Infallible>(response) }
             });
-            tokio::spawn(
-                hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(io), service),
-            );
+            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(io), service));
         }
     });
-    Registry {
-        address,
-        content,
-        task,
-    }
+    Registry { address, content, task }
 }
 
 fn answer(content: &Content, request: &Request<Incoming>) -> Response<Full<Bytes>> {
@@ -110,10 +94,7 @@ fn answer(content: &Content, request: &Request<Incoming>) -> Response<Full<Bytes
         let body = serde_json::json!({ "errors": [{ "code": code, "message": code }] });
         reply(status, body.to_string().into_bytes())
     };
-    let given = request
-        .headers()
-        .get("authorization")
-        .and_then(|v| v.to_str().ok());
+    let given = request.headers().get("authorization").and_then(|v| v.to_str().ok());
     if content.authorization.is_some() && content.authorization.as_deref() != given {
         let mut response = error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED");
         let challenge = "Basic realm=\"test\"".parse().expect("a header");
@@ -125,24 +106,13 @@ fn answer(content: &Content, request: &Request<Incoming>) -> Response<Full<Bytes
         return reply(StatusCode::OK, b"{}".to_vec());
     };
     if let Some((repository, name)) = path.split_once("/manifests/") {
-        let separator = if name.starts_with("sha256:") {
-            '@'
-        } else {
-            ':'
-        };
-        return match content
-            .manifests
-            .get(&format!("{repository}{separator}{name}"))
-        {
+        let separator = if name.starts_with("sha256:") { '@' } else { ':' };
+        return match content.manifests.get(&format!("{repository}{separator}{name}")) {
             Some(manifest) => {
                 let mut response = reply(StatusCode::OK, manifest.clone());
                 let digest = Digest::of(manifest).to_string().parse().expect("a header");
-                response
-                    .headers_mut()
-                    .insert("docker-content-digest", digest);
-                let kind = "application/vnd.oci.image.manifest.v1+json"
-                    .parse()
-                    .expect("a header");
+                response.headers_mut().insert("docker-content-digest", digest);
+                let kind = "application/vnd.oci.image.manifest.v1+json".parse().expect("a header");
                 response.headers_mut().insert("content-type", kind);
                 response
             }

@@ -18,9 +18,7 @@ fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
         header.set_mode(0o755);
         header.set_uid(0);
         header.set_gid(0);
-        builder
-            .append_data(&mut header, path, *content)
-            .expect("in memory");
+        builder.append_data(&mut header, path, *content).expect("in memory");
     }
     builder.into_inner().expect("in memory")
 }
@@ -43,10 +41,7 @@ pub(crate) fn image(layers: &[&[(&str, &str)]]) -> Made {
         "config": { "Entrypoint": ["/app/run"], "Cmd": null, "StopSignal": "SIGQUIT" },
         "rootfs": { "type": "layers", "diff_ids": diff_ids },
     });
-    Made {
-        config: config.to_string().into_bytes(),
-        layers: compressed,
-    }
+    Made { config: config.to_string().into_bytes(), layers: compressed }
 }
 
 impl Made {
@@ -95,40 +90,22 @@ pub(crate) fn oci_archive(made: &Made, name: &str) -> Vec<u8> {
     let mut files = vec![
         (blob(&made.config), made.config.clone()),
         (blob(&manifest), manifest),
-        (
-            "oci-layout".to_owned(),
-            br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec(),
-        ),
+        ("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()),
     ];
     files.extend(made.layers.iter().map(|layer| (blob(layer), layer.clone())));
     files.push(("index.json".to_owned(), index.into_bytes()));
-    let files: Vec<_> = files
-        .iter()
-        .map(|(n, c)| (n.as_str(), c.as_slice()))
-        .collect();
+    let files: Vec<_> = files.iter().map(|(n, c)| (n.as_str(), c.as_slice())).collect();
     tar_of(&files)
 }
 
 /// What `docker save` wrote before it knew OCI.
 pub(crate) fn docker_archive(made: &Made, tag: &str) -> Vec<u8> {
     let config = format!("{}.json", Digest::of(&made.config).hex());
-    let names: Vec<_> = (0..made.layers.len())
-        .map(|n| format!("{n}/layer.tar"))
-        .collect();
-    let tag = if tag.contains(':') {
-        tag.to_owned()
-    } else {
-        format!("{tag}:latest")
-    };
-    let manifest =
-        serde_json::json!([{ "Config": config, "RepoTags": [tag], "Layers": names }]).to_string();
+    let names: Vec<_> = (0..made.layers.len()).map(|n| format!("{n}/layer.tar")).collect();
+    let tag = if tag.contains(':') { tag.to_owned() } else { format!("{tag}:latest") };
+    let manifest = serde_json::json!([{ "Config": config, "RepoTags": [tag], "Layers": names }]).to_string();
     let mut files = vec![(config.as_str(), made.config.as_slice())];
-    files.extend(
-        names
-            .iter()
-            .zip(&made.layers)
-            .map(|(n, l)| (n.as_str(), l.as_slice())),
-    );
+    files.extend(names.iter().zip(&made.layers).map(|(n, l)| (n.as_str(), l.as_slice())));
     files.push(("manifest.json", manifest.as_bytes()));
     tar_of(&files)
 }
