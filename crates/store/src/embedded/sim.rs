@@ -41,6 +41,8 @@ struct State {
     lies: bool,
     /// How many of a thousand accesses fail, and the source of chance for that.
     flaky: Option<(u32, StdRng)>,
+    /// Unsynced sectors are old or new after a power cut, but not garbage.
+    mild: bool,
     syncs: u64,
     mark: Option<Revision>,
     /// A mark that is certain to be on the disk.
@@ -79,7 +81,7 @@ impl SimDisk {
             if start >= end {
                 continue;
             }
-            match rng.random_range(0..if sector == 0 { 2 } else { 5 }) {
+            match rng.random_range(0..if sector == 0 || state.mild { 2 } else { 5 }) {
                 0 | 2 => {}
                 1 | 3 => left[start..end].copy_from_slice(&state.now[start..end]),
                 _ => rng.fill(&mut left[start..end]),
@@ -101,6 +103,12 @@ impl SimDisk {
     /// Lets growing beyond this many bytes fail for want of space; `None` lifts the limit.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.state.lock().capacity = bytes;
+    }
+
+    /// Lets power cuts leave no garbage, only any mixture of old and new sectors. File systems do not
+    /// promise more: their superblock is a single one and is written in place.
+    pub fn set_mild(&self) {
+        self.state.lock().mild = true;
     }
 
     /// Makes so many of a thousand accesses fail; `None` none.

@@ -30,7 +30,7 @@ async fn nothing_acknowledged_is_lost() {
     let mut seen = Seen::default();
     let mut kills = 0;
     while kills < KILLS {
-        kills += usize::from(round(&path, &mut seen, &mut rng));
+        kills += usize::from(round(&path, &mut seen, &mut rng, || {}));
         if kills % 50 == 0 {
             let store = Embedded::open(&path, &Options::default()).unwrap();
             seen.check(&store).await.unwrap();
@@ -47,21 +47,24 @@ async fn nothing_acknowledged_is_lost() {
     assert!(seen.acknowledged.len() > KILLS, "only {} writes in {KILLS} rounds", seen.acknowledged.len());
 }
 
-/// One child's life. Returns whether it got as far as to acknowledge something.
-fn round(path: &Path, seen: &mut Seen, rng: &mut StdRng) -> bool {
+/// One child's life, with something done just before it is killed. Returns whether it got as far as to
+/// acknowledge something.
+pub(crate) fn round(path: &Path, seen: &mut Seen, rng: &mut StdRng, before_kill: impl FnOnce()) -> bool {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "crash::child", "--nocapture"])
         .env(STORE, path)
         .env(RESUME, seen.resume().0.to_string())
         .env(START, seen.last().to_string())
         .stdout(Stdio::piped())
+        // What it says when its disk fails is no news.
+        .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let killed_after = Duration::from_micros(rng.random_range(0..30_000));
     let mut acknowledged = false;
     let mut kill_at = None;
-    let mut killed = false;
+    let mut before_kill = Some(before_kill);
     for line in lines {
         // The last line may be cut off in the middle of anything.
         let Ok(line) = line else { break };
@@ -72,26 +75,31 @@ fn round(path: &Path, seen: &mut Seen, rng: &mut StdRng) -> bool {
             continue;
         };
         let revision: u64 = revision.parse().unwrap();
-        let (key, value) = rest.split_once('=').unwrap();
-        let value = (value != "†").then(|| value.to_owned());
+        // One line tells all of a transaction, as half of it may not arrive.
+        let writes = rest.split(';').map(|write| {
+            let (key, value) = write.split_once('=').unwrap();
+            (key.to_owned(), (value != "†").then(|| value.to_owned()))
+        });
         match kind {
             "open" => assert!(revision >= seen.last(), "monotonic: at {revision} after {}", seen.last()),
-            "watched" => seen.watch(revision, key.to_owned(), value).unwrap(),
+            "watched" => writes.for_each(|(key, value)| seen.watch(revision, key, value).unwrap()),
             "acknowledged" => {
                 acknowledged = true;
-                seen.acknowledged.entry(revision).or_default().push((key.to_owned(), value));
+                seen.acknowledged.insert(revision, writes.collect());
             }
             other => panic!("what is {other:?}?"),
         }
         let at = *kill_at.get_or_insert_with(|| Instant::now() + killed_after);
-        if !killed && Instant::now() >= at {
+        if Instant::now() >= at
+            && let Some(before_kill) = before_kill.take()
+        {
+            before_kill();
             child.kill().unwrap();
-            killed = true;
         }
     }
     // It only ends by itself if something is wrong.
     let status = child.wait().unwrap();
-    assert!(killed && !status.success(), "the child ended by itself: {status}");
+    assert!(before_kill.is_none() && !status.success(), "the child ended by itself: {status}");
     acknowledged
 }
 
@@ -107,9 +115,9 @@ async fn child() {
     tokio::spawn(async move {
         while let Some(batch) = watch.recv().await.expect("the watch goes on") {
             let mut lines = String::new();
-            for event in batch.events {
-                let (revision, key, value) = parts(&event);
-                lines += &format!("watched\t{revision}\t{key}={}\t\n", value.as_deref().unwrap_or("†"));
+            for events in batch.events.chunk_by(|one, next| one.revision() == next.revision()) {
+                let writes = events.iter().map(|event| parts(event)).map(|(_, key, value)| (key, value));
+                lines += &line("watched", events[0].revision(), &writes.collect::<Vec<_>>());
             }
             tell(&lines);
         }
@@ -124,11 +132,7 @@ async fn child() {
                         Ok(answer) => answer.revision,
                         Err(error) => panic!("{:?}: {error}", error.code() == Code::Corrupt),
                     };
-                    let mut lines = String::new();
-                    for (key, value) in writes {
-                        lines += &format!("acknowledged\t{revision}\t{key}={}\t\n", value.as_deref().unwrap_or("†"));
-                    }
-                    tell(&lines);
+                    tell(&line("acknowledged", revision, &writes));
                 }
             })
         })
@@ -136,6 +140,12 @@ async fn child() {
     for writer in writers {
         writer.await.unwrap();
     }
+}
+
+/// What happened at a revision. The tab at the end tells a whole line from the beginning of one.
+fn line(what: &str, revision: Revision, writes: &[(String, Option<String>)]) -> String {
+    let writes = writes.iter().map(|(key, value)| format!("{key}={}", value.as_deref().unwrap_or("†")));
+    format!("{what}\t{revision}\t{}\t\n", writes.collect::<Vec<_>>().join(";"))
 }
 
 /// Writes lines at once and unmixed with others'.

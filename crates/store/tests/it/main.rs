@@ -1,5 +1,6 @@
 //! The store's tests from outside, in one binary.
 
+mod blockdev;
 mod contract;
 mod crash;
 mod damage;

@@ -80,7 +80,9 @@ impl Seen {
         for (revision, writes) in &self.acknowledged {
             let found = self.watched.get(revision);
             if found != Some(writes) {
-                return Err(format!("durable: at {revision} {writes:?} were acknowledged, {found:?} are there"));
+                let found = found.map(brief);
+                let acknowledged = brief(writes);
+                return Err(format!("durable: at {revision} {acknowledged:?} were acknowledged, {found:?} are there"));
             }
         }
         // The state is what the events make it.
@@ -97,6 +99,12 @@ impl Seen {
         }
         Ok(())
     }
+}
+
+/// Without the long tails of the values.
+fn brief(writes: &Writes) -> Vec<String> {
+    let brief = |value: &Option<String>| value.as_ref().map_or("†".into(), |value| value.replace('x', ""));
+    writes.iter().map(|(key, value)| format!("{key}={}", brief(value))).collect()
 }
 
 pub(crate) fn parts(event: &Event) -> (u64, String, Option<String>) {
