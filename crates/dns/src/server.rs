@@ -126,7 +126,7 @@ async fn serve_udp(server: &Arc<Server>, socket: Arc<UdpSocket>) {
             decision => {
                 let (server, socket, bytes) = (Arc::clone(server), Arc::clone(&socket), bytes.to_vec());
                 tokio::spawn(async move {
-                    let reply = server.from_outside(&query, &bytes, decision, false).await;
+                    let reply = server.ask_outside(&query, &bytes, decision, false).await;
                     server.reply_udp(&socket, from, &reply).await;
                 });
             }
@@ -222,7 +222,7 @@ impl Server {
                 },
                 Some(query) => match self.decide(&query, own) {
                     Decision::Reply(reply) => reply.to_vec().map_err(io::Error::other)?,
-                    decision => self.from_outside(&query, &bytes, decision, true).await,
+                    decision => self.ask_outside(&query, &bytes, decision, true).await,
                 },
             };
             self.counters.count_reply(&reply);
@@ -232,7 +232,7 @@ impl Server {
     }
 
     /// The reply to a query that the cluster's zone does not answer, or not wholly.
-    async fn from_outside(&self, query: &Message, bytes: &[u8], decision: Decision, over_tcp: bool) -> Vec<u8> {
+    async fn ask_outside(&self, query: &Message, bytes: &[u8], decision: Decision, over_tcp: bool) -> Vec<u8> {
         let reply = match decision {
             Decision::Reply(reply) => *reply,
             Decision::Forward => match self.forward(bytes, over_tcp).await {
