@@ -1,1 +1,104 @@
 //! The controllers, all of one shape on one runtime.
+//!
+//! Each folder is a controller: `mod.rs` says what it watches, owns and writes and carries out what its
+//! `reconcile.rs` decides, a function from observed state to actions with neither clock nor client in it. The queue,
+//! the retries and the watches are those of `skiff_client`.
+
+mod certificates;
+mod deployment;
+mod endpoints;
+mod endpointslice;
+mod expectations;
+mod garbagecollector;
+mod namespace;
+mod nodeipam;
+mod nodelifecycle;
+mod podgc;
+mod pods;
+mod replicaset;
+mod serviceaccount;
+
+use std::sync::Arc;
+
+use skiff_client::Informers;
+use skiff_pki::Authority;
+use tokio::task::JoinSet;
+
+/// What the controllers are told.
+pub struct Config {
+    /// The cluster's certificate authority: published to every namespace and used to sign.
+    pub authority: Arc<Authority>,
+    /// Range of the pods' addresses; every node gets a /24 of it.
+    pub pod_cidr: String,
+}
+
+/// A controller's failure; the queue tries again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("{what}: {source}")]
+    Api {
+        what: String,
+        #[source]
+        source: Box<kube::Error>,
+    },
+    #[error("{0}")]
+    Object(String),
+}
+
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+/// Says what was being done when the API refused.
+pub(crate) trait While<T> {
+    fn during(self, what: impl Into<String>) -> Result<T>;
+}
+
+impl<T> While<T> for kube::Result<T> {
+    fn during(self, what: impl Into<String>) -> Result<T> {
+        self.map_err(|source| Error::Api { what: what.into(), source: Box::new(source) })
+    }
+}
+
+/// Whether the API said that there is no such object.
+pub(crate) fn is_not_found(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+/// Whether another writer came first or the object is there already.
+pub(crate) fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409)
+}
+
+/// Runs all controllers until the future is dropped.
+pub async fn run(config: Config, informers: Informers) {
+    let mut controllers = JoinSet::new();
+    controllers.spawn(deployment::run(informers.clone()));
+    controllers.spawn(replicaset::run(informers.clone()));
+    controllers.spawn(endpointslice::run(informers.clone()));
+    controllers.spawn(endpoints::run(informers.clone()));
+    controllers.spawn(namespace::run(informers.clone()));
+    controllers.spawn(serviceaccount::run(informers.clone(), config.authority.certificate_pem().to_owned()));
+    controllers.spawn(nodelifecycle::run(informers.clone()));
+    controllers.spawn(nodeipam::run(informers.clone(), config.pod_cidr));
+    controllers.spawn(podgc::run(informers.clone()));
+    controllers.spawn(certificates::run(informers.clone(), config.authority));
+    controllers.spawn(garbagecollector::run(informers));
+    while let Some(ended) = controllers.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a controller ended");
+        }
+    }
+}
+
+/// A merge patch that makes `old` be `new`: what `new` leaves out is taken away.
+pub(crate) fn replacement(old: &impl serde::Serialize, new: &impl serde::Serialize) -> serde_json::Value {
+    let mut patch = serde_json::to_value(new).unwrap_or_default();
+    let old = serde_json::to_value(old).unwrap_or_default();
+    if let (Some(patch), Some(old)) = (patch.as_object_mut(), old.as_object()) {
+        for field in old.keys() {
+            if !patch.contains_key(field) {
+                patch.insert(field.clone(), serde_json::Value::Null);
+            }
+        }
+    }
+    patch
+}
