@@ -1,4 +1,4 @@
-//! Durable puts a second at 1, 16 and 64 clients, with 1 KiB values on new keys:
+//! Durable puts a second at 1, 16 and 64 clients, with 1 KiB values on new keys; writing during compaction; opening:
 //! `cargo run --release -p skiff-store --example bench [FILE]`. The file is made and deleted.
 #![allow(clippy::print_stdout, reason = "printing figures is what it is for")]
 
@@ -39,11 +39,32 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         drop(store);
         watcher.await?;
     }
+    compaction(&path).await?;
     let started = Instant::now();
     let size = std::fs::metadata(&path)?.len();
     drop(Embedded::open(&path, &Options::default())?);
     println!("opened {} MB in {} ms", size / 1_000_000, started.elapsed().as_millis());
     remove(&path);
+    let started = Instant::now();
+    let store = Embedded::open(&path, &Options::default())?;
+    println!("made a new one in {} ms", started.elapsed().as_millis());
+    drop(store);
+    remove(&path);
+    Ok(())
+}
+
+/// What writers notice of the compaction of all that was written.
+async fn compaction(path: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
+    let store: Arc<dyn Store> = Arc::new(Embedded::open(path, &Options::default())?);
+    let value = vec![b'x'; 1024];
+    for number in 0..20_000_u32 {
+        store.txn(Txn::put(format!("/registry/again/{}", number % 100), value.clone())).await?;
+    }
+    store.compact(store.revision()).await?;
+    let mut latencies = put(store.clone(), 1000, Instant::now() + RUN).await?;
+    latencies.sort_unstable();
+    let at = |part: f64| latencies[((latencies.len() - 1) as f64 * part) as usize];
+    println!("while compacting, 1 client: p50 {} µs, p99 {} µs, max {} µs", at(0.5), at(0.99), at(1.0));
     Ok(())
 }
 
