@@ -9,7 +9,7 @@ use skiff_pki::{Authority, Pair, Request, Usage};
 
 /// Everything that a control plane signs with or shows.
 pub(crate) struct Certificates {
-    pub(crate) authority: Authority,
+    pub(crate) authority: Arc<Authority>,
     /// Of the API server.
     pub(crate) serving: Pair,
     /// With which the API server speaks to kubelets.
@@ -47,9 +47,14 @@ impl Certificates {
                 &authority,
                 &client("kube-apiserver-kubelet-client", None),
             )?,
-            admin: skiff_pki::load_or_create(dir, "admin", &authority, &client("kubernetes-admin", Some("system:masters")))?,
+            admin: skiff_pki::load_or_create(
+                dir,
+                "admin",
+                &authority,
+                &client("kubernetes-admin", Some("system:masters")),
+            )?,
             token_key: token_key(dir)?,
-            authority,
+            authority: Arc::new(authority),
         })
     }
 
@@ -67,9 +72,8 @@ impl Certificates {
     /// TLS of the API server as a client of kubelets.
     pub(crate) fn kubelet_client_tls(&self) -> Result<Arc<rustls::ClientConfig>> {
         let (chain, key) = der(&self.kubelet_client)?;
-        let config = rustls::ClientConfig::builder()
-            .with_root_certificates(self.roots()?)
-            .with_client_auth_cert(chain, key)?;
+        let config =
+            rustls::ClientConfig::builder().with_root_certificates(self.roots()?).with_client_auth_cert(chain, key)?;
         Ok(Arc::new(config))
     }
 

@@ -24,6 +24,9 @@ pub(crate) struct Args {
     /// Range of the Services' addresses
     #[arg(long, default_value = "10.96.0.0/16")]
     service_cidr: String,
+    /// Range of the pods' addresses
+    #[arg(long, default_value = "10.244.0.0/16")]
+    pod_cidr: String,
 }
 
 /// Runs until the process is told to end.
@@ -39,6 +42,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             node_ip: args.node_ip,
             port: args.port,
             service_cidr: args.service_cidr,
+            pod_cidr: args.pod_cidr,
             names: Vec::new(),
         };
         let control_plane = control_plane::start(options).await?;
