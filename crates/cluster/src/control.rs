@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use skiff_network::hostport::Protocol;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt};
 
-use crate::host_ports::Forward;
+use crate::{host_ports::Forward, load_balancer::PortManager};
 
 /// A request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -71,6 +71,41 @@ pub trait Handler: Send + Sync + 'static {
         request: Request,
         body: Pin<Box<dyn AsyncRead + Send + 'a>>,
     ) -> Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
+}
+
+/// Loads image archives; implemented over the node's image store.
+pub trait ImageLoader: Send + Sync + 'static {
+    /// Reads an archive to its end and returns the names of its images, or a message for the user.
+    fn load<'a>(
+        &'a self,
+        archive: Pin<Box<dyn AsyncRead + Send + 'a>>,
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<String>, String>> + Send + 'a>>;
+}
+
+/// The usual handler: a node's ports and images.
+pub struct NodeControl<Images> {
+    pub ports: PortManager,
+    pub images: Images,
+}
+
+impl<Images: ImageLoader> Handler for NodeControl<Images> {
+    fn handle<'a>(
+        &'a self,
+        request: Request,
+        body: Pin<Box<dyn AsyncRead + Send + 'a>>,
+    ) -> Pin<Box<dyn Future<Output = Answer> + Send + 'a>> {
+        Box::pin(async move {
+            match request {
+                Request::LoadImages { .. } => self.images.load(body).await.map_or_else(Answer::Error, Answer::Images),
+                Request::ListPorts => Answer::Ports(self.ports.list()),
+                Request::OpenPort { forward } => self.ports.open(forward).map_or_else(Answer::Error, Answer::Port),
+                Request::ClosePort { protocol, listen } => match self.ports.close(protocol, listen) {
+                    true => Answer::Done,
+                    false => Answer::Error(format!("port {listen}/{protocol} was not opened by hand")),
+                },
+            }
+        })
+    }
 }
 
 /// Longest request line; everything longer is not ours.

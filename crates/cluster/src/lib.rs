@@ -11,6 +11,7 @@
 //! - [`spec`]: kind's v1alpha4 configuration.
 //! - [`init`]: the first process of a node.
 //! - [`host_ports`]: ports of the host that lead into a node.
+//! - [`load_balancer`]: such ports for Services and `extraPortMappings`.
 //! - [`control`]: the daemon's socket for `image load` and `cluster ports`.
 #![allow(unsafe_code)]
 
@@ -25,6 +26,7 @@ pub mod host_ports;
 pub mod init;
 mod interrupt;
 pub mod kubeconfig;
+pub mod load_balancer;
 mod node;
 pub mod node_config;
 pub mod progress;
