@@ -9,6 +9,8 @@
 //! one endpoint is a batch of a few hundred bytes. Which address gets it is decided once per connection;
 //! everything after that is connection tracking.
 //!
+//! Beside it, [`follow_nodes`] keeps the routes to the pods of other nodes.
+//!
 //! What clients see follows upstream's nftables mode: the choice of endpoints (ready ones, or serving
 //! ones that terminate when no ready one is left), both traffic policies, session affinity, source
 //! ranges, rejection of Services without endpoints and of unused ports of cluster addresses, and
@@ -16,11 +18,13 @@
 
 mod endpoints;
 mod proxy;
+mod routes;
 mod rules;
 mod run;
 mod service;
 mod table;
 
 pub use proxy::{Changed, Proxy, ProxyError};
+pub use routes::follow_nodes;
 pub use run::run;
 pub use service::NodeInfo;
