@@ -16,6 +16,8 @@ pub(crate) struct Endpoints {
     pub(crate) cluster: BTreeSet<SocketAddrV4>,
     /// For traffic that has to stay on this node.
     pub(crate) local: BTreeSet<SocketAddrV4>,
+    /// Addresses of pods that may be on this node, which may meet themselves behind the Service.
+    pub(crate) hairpin: BTreeSet<Ipv4Addr>,
     /// Whether there is any usable endpoint at all, near or far.
     pub(crate) any: bool,
 }
@@ -70,7 +72,9 @@ pub(crate) fn of_port(port: &ServicePort, slices: &[Arc<EndpointSlice>], node: &
     let all = pick(false);
     let cluster: BTreeSet<SocketAddrV4> = addresses(&hinted(&all, node));
     let local: BTreeSet<SocketAddrV4> = addresses(&pick(true));
-    Endpoints { any: !cluster.is_empty() || !local.is_empty(), cluster, local }
+    let here = |candidate: &&Candidate<'_>| candidate.local || candidate.endpoint.node_name.is_none();
+    let hairpin = candidates.iter().filter(here).map(|candidate| *candidate.address.ip()).collect();
+    Endpoints { hairpin, any: !cluster.is_empty() || !local.is_empty(), cluster, local }
 }
 
 fn candidates<'a>(port: &ServicePort, slice: &'a EndpointSlice, node: &NodeInfo) -> Vec<Candidate<'a>> {

@@ -205,9 +205,10 @@ impl PortContext<'_> {
                     let live = Key::new().number(id).ipv4(*endpoint.ip()).port(endpoint.port());
                     wants.add(Map::AffinityEndpoints, live.element());
                 }
-                // Of any node: a pod of this one may meet itself behind a Service.
-                wants.add(Map::Hairpin, Key::new().ipv4(*endpoint.ip()).ipv4(*endpoint.ip()).element());
             }
+        }
+        for address in &endpoints.hairpin {
+            wants.add(Map::Hairpin, Key::new().ipv4(*address).ipv4(*address).element());
         }
         self.add_cluster_address(wants, &port);
         self.add_external_addresses(wants, &port);

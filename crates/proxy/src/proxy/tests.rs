@@ -293,8 +293,8 @@ fn a_change_is_small_and_a_lost_table_comes_back() {
     .unwrap();
     let wants = service::wants(&object, &[Arc::new(slice)], &world.proxy.node, Some(&before), &mut world.proxy.numbers);
     world.proxy.rules.set(&key, Some(wants), &mut delta);
-    // Two endpoints, two verdicts (address and node port), one hairpin.
-    assert_eq!(delta.size(), (5, 3));
+    // Two endpoints and two verdicts (address and node port).
+    assert_eq!(delta.size(), (4, 3));
 
     let mut batch = table::batch();
     batch.delete_table();
