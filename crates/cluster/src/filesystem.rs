@@ -73,6 +73,8 @@ impl NodeFilesystem<'_> {
         mount(NO_DATA, "/", NO_DATA, slave, NO_DATA)
             .map_err(|e| ("detach from the host's mounts".to_owned(), e.into()))?;
         self.create_directories().map_err(step("create the node's directories"))?;
+        // Before the next mount, because links do not cross mounts.
+        let linked = self.link_program();
         bind(self.rootfs, self.rootfs, true).map_err(step("mount the node's directory"))?;
         for name in PROGRAM_DIRECTORIES {
             self.share_programs(name).map_err(step(format!("share /{name}")))?;
@@ -86,10 +88,12 @@ impl NodeFilesystem<'_> {
             .map_err(|e| ("mount /sys".to_owned(), e.into()))?;
         cgroup::mount_inside(self.hierarchies, &own("sys/fs/cgroup")).map_err(step("mount the cgroups"))?;
         bind(Path::new("/dev"), &own("dev"), true).map_err(step("share /dev"))?;
-        let program = own(PROGRAM.trim_start_matches('/'));
-        fs::File::create(&program)
-            .and_then(|_| bind(self.program, &program, false))
-            .map_err(step(format!("share {}", self.program.display())))?;
+        if !linked {
+            let program = own(PROGRAM.trim_start_matches('/'));
+            fs::File::create(&program)
+                .and_then(|_| bind(self.program, &program, false))
+                .map_err(step(format!("share {}", self.program.display())))?;
+        }
         for extra in self.mounts {
             self.mount_extra(extra).map_err(step(format!("mount {}", extra.host_path.display())))?;
         }
@@ -112,6 +116,16 @@ impl NodeFilesystem<'_> {
         fs::create_dir_all(run.join("skiff"))?;
         ensure_link(Path::new("/run"), &self.rootfs.join("var/run"))?;
         ensure_link(Path::new(PROGRAM), &self.rootfs.join("opt/cni/bin").join(skiff_network::cni::PLUGIN_TYPE))
+    }
+
+    /// Puts the program into the node as a hard link, so that the node can link it on into the image of
+    /// the system pods instead of copying it. Not possible from another file system.
+    fn link_program(&self) -> bool {
+        let inside = self.rootfs.join(PROGRAM.trim_start_matches('/'));
+        match fs::remove_file(&inside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => false,
+            _ => fs::hard_link(self.program, inside).is_ok(),
+        }
     }
 
     /// Links stay links (merged /usr), directories are bound read-only.

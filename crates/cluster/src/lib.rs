@@ -18,6 +18,7 @@
 mod cgroup;
 pub mod clusters;
 pub mod control;
+pub mod demo;
 mod error;
 mod fabric;
 mod filesystem;
