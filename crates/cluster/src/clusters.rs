@@ -308,23 +308,6 @@ impl Clusters {
         kubeconfig::merge(&record.kubeconfig, &record.context, &content)
     }
 
-    /// Runs hello-world on a cluster, from an image that is on its nodes and whose entry point is this
-    /// program, and returns where the page is.
-    pub fn demonstrate(&self, name: &str, image: &str, progress: &mut dyn Progress) -> Result<String> {
-        let record = self.record(name)?;
-        let Some(node) = record.control_plane() else {
-            return Err(Error::NotRunning { name: name.to_owned() });
-        };
-        let kubeconfig = self.home.inside(name, &node.name, ADMIN_KUBECONFIG);
-        progress.begin("Running hello-world: two replicas behind a LoadBalancer Service");
-        let url = crate::demo::deploy(&kubeconfig, image);
-        match &url {
-            Ok(_) => progress.done(),
-            Err(_) => progress.failed(),
-        }
-        url
-    }
-
     /// The host ports of a running cluster, from all its nodes.
     pub fn ports(&self, name: &str) -> Result<Vec<PortStatus>> {
         let status = self.get(name)?;

@@ -44,9 +44,6 @@ pub enum Error {
     /// The daemon of a node refused a request on its control socket.
     #[error("node {node}: {message}")]
     Daemon { node: String, message: String },
-    /// The demonstration could not be set up on the cluster.
-    #[error("cannot run the demonstration: {0}")]
-    Demo(String),
     #[error("interrupted")]
     Interrupted,
 }

@@ -18,7 +18,6 @@
 mod cgroup;
 pub mod clusters;
 pub mod control;
-pub mod demo;
 mod error;
 mod fabric;
 mod filesystem;
