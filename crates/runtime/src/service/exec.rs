@@ -1,7 +1,5 @@
 //! Further processes in containers, and joining a container's own streams.
 
-#![allow(dead_code)]
-
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -14,6 +14,8 @@ use futures::{Stream, StreamExt};
 use skiff_cri::{Request, Response, RuntimeService, Status, v1};
 use tokio::sync::broadcast::error::RecvError;
 
+pub(crate) use exec::{ExecProcess, input_pipe, output_pipe};
+
 use crate::error::Error;
 use crate::runtime::Runtime;
 use crate::supervisor::log::now_nanoseconds;

@@ -6,6 +6,7 @@
 //! children, the containers.
 
 mod child;
+mod footprint;
 pub(crate) mod log;
 mod mounts;
 mod process;
@@ -38,6 +39,9 @@ use crate::wire::{self, Frame};
 
 /// Frames kept for a daemon that is slow to read; more than it ever has open.
 const MAX_OUTBOX: usize = 4096;
+
+/// How long nothing must happen before memory is given back.
+const QUIET: rustix::fs::Timespec = rustix::fs::Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Entry point of a supervisor: the program executed again by the daemon, with a listening
 /// `SOCK_SEQPACKET` socket as its standard input.
@@ -103,6 +107,8 @@ struct Supervisor {
     containers: BTreeMap<String, Container>,
     starting: Vec<Starting>,
     execs: BTreeMap<i32, u64>,
+    /// Whether something was done since memory was last given back.
+    untidy: bool,
     done: bool,
 }
 
@@ -143,6 +149,7 @@ impl Supervisor {
             containers: BTreeMap::new(),
             starting: Vec::new(),
             execs: BTreeMap::new(),
+            untidy: true,
             done: false,
         })
     }
@@ -179,7 +186,13 @@ impl Supervisor {
                         add(fd, flags, Token::Stream(id.clone(), interest));
                     }
                 }
-                match poll(&mut fds, None) {
+                let quiet = self.untidy.then_some(&QUIET);
+                match poll(&mut fds, quiet) {
+                    Ok(0) => {
+                        footprint::shrink();
+                        self.untidy = false;
+                        continue;
+                    }
                     Ok(_) => {}
                     Err(rustix::io::Errno::INTR) => continue,
                     Err(e) => return Err(failed("error waiting")(e)),
@@ -280,6 +293,7 @@ impl Supervisor {
     }
 
     fn serve(&mut self, request: Request, fds: Vec<OwnedFd>) {
+        self.untidy = true;
         let Request { seq, call } = request;
         let done = || Answer::default();
         let (result, fds) = match call {
@@ -508,6 +522,7 @@ impl Supervisor {
     }
 
     fn reap(&mut self) {
+        self.untidy = true;
         while let Ok(Some(_)) = self.signals.read_signal() {}
         loop {
             let (pid, code) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {

@@ -35,6 +35,24 @@ pub(crate) fn block_on(test: impl Future<Output = ()>) {
     runtime.block_on(test);
 }
 
+/// Serves CRI on a socket until SIGINT, and then cleans up.
+pub(crate) fn serve(socket: &Path) {
+    block_on(async {
+        let node = Node::new().await;
+        for archive in std::env::var("IMAGES").unwrap_or_default().split(':').filter(|a| !a.is_empty()) {
+            let store = node.runtime.as_ref().expect("a runtime").images().clone();
+            store.import_file(Path::new(archive)).expect("imports");
+        }
+        let runtime = Arc::new(node.runtime.clone().expect("a runtime"));
+        let stop = async {
+            let _ = tokio::signal::ctrl_c().await;
+        };
+        skiff_cri::serve_unix(socket, runtime.clone(), runtime, stop).await.expect("serves");
+        node.finish().await;
+    });
+    clean_up();
+}
+
 fn config(dir: &Path) -> RuntimeConfig {
     let mut config = RuntimeConfig::new(&dir.join("root"), &dir.join("run"));
     config.cgroup_parent = cgroup();

@@ -1,6 +1,8 @@
 //! The runtime as the kubelet sees it: pods are made and run through CRI, as root, in namespaces and
 //! cgroups of the tests' own.
 //!
+//! Called with `serve <socket>` it serves CRI until it is interrupted, for trying crictl and critest by hand.
+//!
 //! This program plays three parts. Called by cargo it runs the tests. Executed again by the runtime it
 //! is a supervisor. And it is the one program in the images of the tests, see `guest`.
 
@@ -9,6 +11,7 @@ mod harness;
 mod lifecycle;
 mod security;
 mod speed;
+mod streams;
 
 use std::process::ExitCode;
 
@@ -24,8 +27,14 @@ fn main() -> ExitCode {
     if std::env::var("FROM").is_ok_and(|from| from == "image") {
         return guest::main(&args);
     }
+    if let [_, serve, socket] = args.as_slice()
+        && serve == "serve"
+    {
+        harness::serve(std::path::Path::new(socket));
+        return ExitCode::SUCCESS;
+    }
     // A harness of its own: cargo's would start threads before the parts above are told apart.
-    let all = [lifecycle::TESTS, security::TESTS, speed::TESTS].concat();
+    let all = [lifecycle::TESTS, streams::TESTS, security::TESTS, speed::TESTS].concat();
     let filter: Vec<_> = args.iter().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     if args.iter().any(|arg| arg == "--list") {
         return ExitCode::SUCCESS;
