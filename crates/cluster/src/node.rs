@@ -78,6 +78,9 @@ pub(crate) fn start(
     config: &NodeConfig,
 ) -> Result<()> {
     let failed = |message: String| Error::Node { node: node.name.clone(), message };
+    // What a node that was not stopped properly has left: its pods' cgroups.
+    let cgroup = cgroup::node_cgroup(&cluster.name, &node.name);
+    cgroup::remove(&cgroup::hierarchies()?, &cgroup, CGROUP_PATIENCE)?;
     let namespace = fabric::connect_node(fabric, cluster, node).map_err(Error::network(&cluster.name))?;
     let directory = home.node(&cluster.name, &node.name);
     let rootfs = home.rootfs(&cluster.name, &node.name);
@@ -99,7 +102,7 @@ pub(crate) fn start(
         program: home.program.clone(),
         arguments: vec![mode.to_owned(), "--node-config".to_owned(), NODE_CONFIG.to_owned()],
         environment: environment(),
-        cgroup: cgroup::node_cgroup(&cluster.name, &node.name),
+        cgroup,
         mounts: node.mounts.clone(),
         resolv_conf: filesystem::node_resolv_conf(cluster.isolated),
         hosts,

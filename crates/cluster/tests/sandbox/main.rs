@@ -33,13 +33,14 @@ fn main() -> ExitCode {
         _ => {}
     }
     let filter = std::env::args().nth(1).filter(|argument| !argument.starts_with('-'));
-    let tests: [(&str, Test); 7] = [
+    let tests: [(&str, Test); 8] = [
         ("a_cluster_lives_and_dies", a_cluster_lives_and_dies),
         ("the_daemon_is_restarted_and_containers_live_on", the_daemon_is_restarted_and_containers_live_on),
         ("nodes_reach_each_other_and_nothing_else", nodes_reach_each_other_and_nothing_else),
         ("names_and_ports_that_are_taken_are_named", names_and_ports_that_are_taken_are_named),
         ("a_failed_creation_leaves_nothing_behind", a_failed_creation_leaves_nothing_behind),
         ("clusters_with_a_way_out_are_masqueraded", clusters_with_a_way_out_are_masqueraded),
+        ("clusters_come_back_after_a_crash_and_a_reboot", clusters_come_back_after_a_crash_and_a_reboot),
         ("clusters_live_side_by_side", clusters_live_side_by_side),
     ];
     if std::env::args().any(|argument| argument == "--list") {
@@ -338,6 +339,43 @@ fn clusters_with_a_way_out_are_masqueraded(fixture: &Fixture) {
     let mut socket = skiff_network::nft::socket_in(std::os::fd::AsFd::as_fd(&fixture.host)).unwrap();
     let tables = skiff_network::nft::tables(&mut socket, skiff_network::nft::Family::Ip).unwrap();
     assert_eq!(tables, Vec::<String>::new());
+}
+
+fn clusters_come_back_after_a_crash_and_a_reboot(fixture: &Fixture) {
+    fixture.create(&fixture.options("crash", 2)).unwrap();
+    let node = "crash-control-plane";
+    fixture.facts("crash", node);
+    let run = fixture.directory.join("run/clusters/crash");
+    let kill_first_process = |node: &str| {
+        let process: Value = serde_json::from_slice(&fs::read(run.join(format!("{node}.json"))).unwrap()).unwrap();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(process["pid"].as_i64().unwrap()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        let gone = || !fixture.clusters.get("crash").unwrap().running.contains(&node.to_owned());
+        wait_for("the node's end", || gone().then_some(()));
+    };
+    kill_first_process(node);
+    assert_eq!(fixture.clusters.get("crash").unwrap().phase(), "Degraded");
+    fixture.start("crash");
+    assert_eq!(fixture.clusters.get("crash").unwrap().phase(), "Running");
+    assert_eq!(fixture.starts("crash", node), 2);
+    assert_eq!(fixture.ask_api(6443).unwrap(), node);
+
+    // After a reboot there are no processes, no namespace, and files where it was pinned; or no files at all.
+    for keep_files in [true, false] {
+        for node in [node, "crash-worker"] {
+            kill_first_process(node);
+        }
+        skiff_network::netns::unpin(&run.join("fabric")).unwrap();
+        match keep_files {
+            true => fs::write(run.join("fabric"), "").unwrap(),
+            false => fs::remove_dir_all(&run).unwrap(),
+        }
+        assert_eq!(fixture.clusters.get("crash").unwrap().phase(), "Stopped");
+        fixture.start("crash");
+        assert_eq!(fixture.ask_api(6443).unwrap(), node);
+        let facts = fixture.facts("crash", "crash-worker");
+        assert_eq!(facts["server"], node);
+    }
 }
 
 fn clusters_live_side_by_side(fixture: &Fixture) {
