@@ -1,0 +1,209 @@
+//! The node in the API: registration, status, lease.
+
+pub(crate) mod capacity;
+mod lease;
+mod status;
+
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::api::core::v1::{Node, NodeStatus};
+use kube::{
+    Api,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+use skiff_cri::v1;
+use tokio::{sync::watch, time::Instant};
+
+use self::status::Facts;
+use crate::{config::Config, cri::Runtime, kubelet::Kubelet};
+
+/// How often the status is sent though nothing changed.
+const STATUS_PERIOD: Duration = Duration::from_secs(300);
+/// How often the runtime is asked whether it is ready: while it is not, and once it is.
+const UNREADY_PERIOD: Duration = Duration::from_millis(100);
+const READY_PERIOD: Duration = Duration::from_secs(30);
+/// Before the API server is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the runtime says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Readiness {
+    /// Why no container can be run.
+    runtime: Option<String>,
+    /// Why no pod can have a network.
+    pub(crate) network: Option<String>,
+}
+
+impl Readiness {
+    fn of(answer: &v1::StatusResponse) -> Readiness {
+        let conditions = answer.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+        let why = |kind: &str, of: &str| match conditions.iter().find(|c| c.r#type == kind) {
+            Some(c) if c.status => None,
+            Some(c) => {
+                Some(format!("container runtime{of} not ready: {kind}=false reason:{} message:{}", c.reason, c.message))
+            }
+            None => Some(format!("container runtime{of} not ready: {kind} is not told")),
+        };
+        Readiness { runtime: why("RuntimeReady", ""), network: why("NetworkReady", " network") }
+    }
+
+    /// For the node's Ready condition.
+    fn message(&self) -> Option<String> {
+        let parts: Vec<String> = [&self.runtime, &self.network].into_iter().flatten().cloned().collect();
+        match parts.len() {
+            0 => None,
+            1 => parts.into_iter().next(),
+            _ => Some(format!("[{}]", parts.join(", "))),
+        }
+    }
+}
+
+/// Before the runtime has said anything.
+pub(crate) fn unknown() -> Readiness {
+    let why = || Some("container runtime status check may not have completed yet".to_owned());
+    Readiness { runtime: why(), network: why() }
+}
+
+/// Asks the runtime whether it is ready, often until it is. Ends when nobody listens.
+pub(crate) async fn watch_readiness(runtime: Runtime, readiness: watch::Sender<Readiness>) {
+    loop {
+        let now = match runtime.status().await {
+            Ok(answer) => Readiness::of(&answer),
+            Err(error) => Readiness {
+                runtime: Some(format!("container runtime is down: {error}")),
+                network: Some("container runtime is down".to_owned()),
+            },
+        };
+        let period = if now == Readiness::default() { READY_PERIOD } else { UNREADY_PERIOD };
+        readiness.send_if_modified(|known| std::mem::replace(known, now.clone()) != now);
+        tokio::select! {
+            () = tokio::time::sleep(period) => {}
+            () = readiness.closed() => return,
+        }
+    }
+}
+
+/// Registers the node and keeps its status and lease current. Never ends.
+pub(crate) async fn run(kubelet: Arc<Kubelet>, mut readiness: watch::Receiver<Readiness>) {
+    let version = loop {
+        match kubelet.runtime.version().await {
+            Ok(version) => break version,
+            Err(error) => {
+                tracing::warn!(%error, "cannot ask the runtime for its version");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    };
+    let info = status::system_info(&kubelet.config.version, Some(&version));
+    let nodes: Api<Node> = Api::all(kubelet.client.clone());
+    let facts = |kubelet: Arc<Kubelet>, not_ready: Option<String>| {
+        let info = info.clone();
+        async move {
+            let images = match kubelet.runtime.images().await {
+                Ok(images) => status::images(images),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot list images");
+                    Vec::new()
+                }
+            };
+            Facts { info, images, not_ready }
+        }
+    };
+    let not_ready = readiness.borrow_and_update().message();
+    let first = facts(kubelet.clone(), not_ready).await;
+    let mut sent = register(&kubelet, &nodes, &first).await;
+    tokio::spawn(lease::run(kubelet.client.clone(), kubelet.config.node_name.clone()));
+    tokio::spawn(pass_pod_cidr(kubelet.clone()));
+    let mut last = Instant::now();
+    loop {
+        let not_ready = readiness.borrow_and_update().message();
+        let now = facts(kubelet.clone(), not_ready).await;
+        let next = status::status(&kubelet.config, &kubelet.capacity, &now, Some(&sent), kubelet.now());
+        if last.elapsed() >= STATUS_PERIOD || differs(&sent, &next) {
+            match send(&nodes, &kubelet.config, &next).await {
+                Ok(()) => (sent, last) = (next, Instant::now()),
+                Err(kube::Error::Api(error)) if error.code == 404 => sent = register(&kubelet, &nodes, &now).await,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot send the node's status");
+                    tokio::time::sleep(RETRY).await;
+                    continue;
+                }
+            }
+        }
+        tokio::select! {
+            changed = readiness.changed() => if changed.is_err() { return },
+            () = kubelet.node_changed.notified() => {}
+            () = tokio::time::sleep_until(last + STATUS_PERIOD) => {}
+        }
+    }
+}
+
+/// Whether there is more to tell than a heartbeat.
+fn differs(old: &NodeStatus, new: &NodeStatus) -> bool {
+    let without_heartbeats = |status: &NodeStatus| {
+        let mut status = status.clone();
+        status.conditions.iter_mut().flatten().for_each(|c| c.last_heartbeat_time = None);
+        status
+    };
+    without_heartbeats(old) != without_heartbeats(new)
+}
+
+async fn send(nodes: &Api<Node>, config: &Config, status: &NodeStatus) -> Result<(), kube::Error> {
+    // Lists without merge key are replaced; conditions and addresses are merged by type.
+    let body = json!({"status": status});
+    nodes.patch_status(&config.node_name, &PatchParams::default(), &Patch::Strategic(body)).await?;
+    Ok(())
+}
+
+/// Creates the Node object, or takes over the one that is there.
+async fn register(kubelet: &Kubelet, nodes: &Api<Node>, facts: &Facts) -> NodeStatus {
+    let config = &kubelet.config;
+    loop {
+        let status = status::status(config, &kubelet.capacity, facts, None, kubelet.now());
+        match nodes.create(&PostParams::default(), &status::node(config, status)).await {
+            Ok(node) => {
+                tracing::info!(node = config.node_name, "registered the node");
+                return node.status.unwrap_or_default();
+            }
+            Err(kube::Error::Api(error)) if error.code == 409 => match adopt(nodes, config).await {
+                Ok(status) => return status,
+                Err(error) => tracing::warn!(%error, "cannot take over the Node object"),
+            },
+            Err(error) => tracing::warn!(%error, "cannot register the node"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn adopt(nodes: &Api<Node>, config: &Config) -> Result<NodeStatus, kube::Error> {
+    let node = nodes.get(&config.node_name).await?;
+    let wanted = status::labels(config);
+    let has = node.metadata.labels.unwrap_or_default();
+    if wanted.iter().any(|(k, v)| has.get(k) != Some(v)) {
+        let body = json!({"metadata": {"labels": wanted}});
+        nodes.patch(&config.node_name, &PatchParams::default(), &Patch::Strategic(body)).await?;
+    }
+    Ok(node.status.unwrap_or_default())
+}
+
+/// Tells the runtime the node's range of pod addresses, as soon as there is one.
+async fn pass_pod_cidr(kubelet: Arc<Kubelet>) {
+    let mut changes = kubelet.node.subscribe();
+    let mut passed = None;
+    while let Some(change) = changes.recv().await {
+        let cidr = change.object().spec.as_ref().and_then(|s| s.pod_cidr.clone());
+        if let Some(cidr) = cidr.filter(|c| passed.as_ref() != Some(c)) {
+            match kubelet.runtime.update_pod_cidr(&cidr).await {
+                Ok(()) => passed = Some(cidr),
+                Err(error) if error.is_unimplemented() => passed = Some(cidr),
+                Err(error) => tracing::warn!(%error, "cannot tell the runtime the range of pod addresses"),
+            }
+        }
+    }
+}
+
+/// An informer's selector for this node alone.
+pub(crate) fn selector(name: &str) -> skiff_client::Selector {
+    skiff_client::Selector::fields(format!("metadata.name={name}"))
+}

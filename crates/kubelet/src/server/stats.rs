@@ -1,0 +1,222 @@
+//! What pods and containers use, in the forms that metrics collectors read.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use skiff_cri::v1;
+
+use super::Failure;
+use crate::{kubelet::Kubelet, names};
+
+/// The use of one container.
+struct Usage {
+    namespace: String,
+    pod: String,
+    uid: String,
+    container: String,
+    started: Option<Timestamp>,
+    cpu_ns: u64,
+    cpu_nano_cores: Option<u64>,
+    memory_working_set: u64,
+    memory_usage: u64,
+    memory_rss: u64,
+    writable_layer: u64,
+    at: i64,
+}
+
+fn value(of: Option<&v1::UInt64Value>) -> u64 {
+    of.map_or(0, |v| v.value)
+}
+
+async fn usages(kubelet: &Kubelet) -> Result<Vec<Usage>, Failure> {
+    let stats = kubelet.runtime.container_stats().await.map_err(|e| Failure::internal(e.to_string()))?;
+    let started: BTreeMap<String, i64> = kubelet
+        .pods
+        .all()
+        .iter()
+        .flat_map(|h| {
+            h.view.borrow().containers.iter().map(|c| (c.id().to_owned(), c.status.started_at)).collect::<Vec<_>>()
+        })
+        .collect();
+    Ok(stats
+        .into_iter()
+        .filter_map(|stats| {
+            let attributes = stats.attributes?;
+            let label = |name: &str| attributes.labels.get(name).cloned();
+            let (cpu, memory) = (stats.cpu.unwrap_or_default(), stats.memory.unwrap_or_default());
+            Some(Usage {
+                namespace: label(names::POD_NAMESPACE)?,
+                pod: label(names::POD_NAME)?,
+                uid: label(names::POD_UID)?,
+                container: label(names::CONTAINER_NAME)?,
+                started: started.get(&attributes.id).and_then(|s| crate::pod::timestamp(*s)),
+                cpu_ns: value(cpu.usage_core_nano_seconds.as_ref()),
+                cpu_nano_cores: cpu.usage_nano_cores.as_ref().map(|v| v.value),
+                memory_working_set: value(memory.working_set_bytes.as_ref()),
+                memory_usage: value(memory.usage_bytes.as_ref()),
+                memory_rss: value(memory.rss_bytes.as_ref()),
+                writable_layer: stats.writable_layer.map_or(0, |l| value(l.used_bytes.as_ref())),
+                at: cpu.timestamp,
+            })
+        })
+        .collect())
+}
+
+/// Seconds of CPU and bytes of memory that the whole node uses.
+fn node_usage(kubelet: &Kubelet) -> (f64, i64) {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let ticks: u64 = stat
+        .lines()
+        .next()
+        .into_iter()
+        .flat_map(|line| line.split_whitespace().skip(1).enumerate())
+        // All but idle and iowait; guest time is in user time already.
+        .filter(|(i, _)| ![3, 4, 8, 9].contains(i))
+        .filter_map(|(_, n)| n.parse::<u64>().ok())
+        .sum();
+    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = meminfo.lines().find(|l| l.starts_with("MemAvailable:"));
+    let available: i64 = available.and_then(|l| l.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0) << 10;
+    (ticks as f64 / per_second as f64, (kubelet.capacity.memory_bytes - available).max(0))
+}
+
+/// `/stats/summary`.
+pub(super) async fn summary(kubelet: &Kubelet) -> Result<Value, Failure> {
+    let now = Timestamp::now();
+    let time = |at: i64| crate::pod::timestamp(at).unwrap_or(now).to_string();
+    let mut pods: BTreeMap<String, (Value, Vec<Value>, u64, u64, u64)> = BTreeMap::new();
+    for usage in usages(kubelet).await? {
+        let reference = json!({"name": usage.pod, "namespace": usage.namespace, "uid": usage.uid});
+        let pod = pods.entry(usage.uid.clone()).or_insert((reference, Vec::new(), 0, 0, 0));
+        pod.2 += usage.cpu_ns;
+        pod.3 += usage.cpu_nano_cores.unwrap_or(0);
+        pod.4 += usage.memory_working_set;
+        let mut cpu = json!({"time": time(usage.at), "usageCoreNanoSeconds": usage.cpu_ns});
+        if let Some(cores) = usage.cpu_nano_cores {
+            cpu["usageNanoCores"] = json!(cores);
+        }
+        pod.1.push(json!({
+            "name": usage.container,
+            "startTime": usage.started.map(|s| s.to_string()),
+            "cpu": cpu,
+            "memory": {
+                "time": time(usage.at),
+                "workingSetBytes": usage.memory_working_set,
+                "usageBytes": usage.memory_usage,
+                "rssBytes": usage.memory_rss,
+            },
+            "rootfs": {"time": time(usage.at), "usedBytes": usage.writable_layer},
+        }));
+    }
+    let (cpu, memory) = node_usage(kubelet);
+    let pods: Vec<Value> = pods
+        .into_values()
+        .map(|(reference, containers, cpu_ns, cores, memory)| {
+            json!({
+                "podRef": reference,
+                "startTime": containers.first().map(|c| c["startTime"].clone()),
+                "containers": containers,
+                "cpu": {"time": now.to_string(), "usageCoreNanoSeconds": cpu_ns, "usageNanoCores": cores},
+                "memory": {"time": now.to_string(), "workingSetBytes": memory},
+            })
+        })
+        .collect();
+    Ok(json!({
+        "node": {
+            "nodeName": kubelet.config.node_name,
+            "startTime": null,
+            "cpu": {"time": now.to_string(), "usageCoreNanoSeconds": (cpu * 1e9) as u64},
+            "memory": {
+                "time": now.to_string(),
+                "workingSetBytes": memory,
+                "usageBytes": memory,
+                "availableBytes": kubelet.capacity.memory_bytes - memory,
+            },
+        },
+        "pods": pods,
+    }))
+}
+
+/// `/metrics/resource`, which metrics-server reads.
+pub(super) async fn resource(kubelet: &Kubelet) -> Result<String, Failure> {
+    let usages = usages(kubelet).await?;
+    let (cpu, memory) = node_usage(kubelet);
+    let now = Timestamp::now().as_millisecond();
+    let mut out = String::from("# TYPE container_cpu_usage_seconds_total counter\n");
+    let labels = |u: &Usage| format!("container=\"{}\",namespace=\"{}\",pod=\"{}\"", u.container, u.namespace, u.pod);
+    let stamp = |u: &Usage| u.at / 1_000_000;
+    for u in &usages {
+        out.push_str(&format!(
+            "container_cpu_usage_seconds_total{{{}}} {} {}\n",
+            labels(u),
+            u.cpu_ns as f64 / 1e9,
+            stamp(u)
+        ));
+    }
+    out.push_str("# TYPE container_memory_working_set_bytes gauge\n");
+    for u in &usages {
+        out.push_str(&format!(
+            "container_memory_working_set_bytes{{{}}} {} {}\n",
+            labels(u),
+            u.memory_working_set,
+            stamp(u)
+        ));
+    }
+    out.push_str("# TYPE container_start_time_seconds gauge\n");
+    for u in &usages {
+        if let Some(started) = u.started {
+            out.push_str(&format!(
+                "container_start_time_seconds{{{}}} {}\n",
+                labels(u),
+                started.as_millisecond() as f64 / 1e3
+            ));
+        }
+    }
+    out.push_str(&format!("# TYPE node_cpu_usage_seconds_total counter\nnode_cpu_usage_seconds_total {cpu} {now}\n"));
+    out.push_str(&format!(
+        "# TYPE node_memory_working_set_bytes gauge\nnode_memory_working_set_bytes {memory} {now}\n"
+    ));
+    let mut by_pod: BTreeMap<(&str, &str), (u64, u64)> = BTreeMap::new();
+    for u in &usages {
+        let pod = by_pod.entry((&u.namespace, &u.pod)).or_default();
+        pod.0 += u.cpu_ns;
+        pod.1 += u.memory_working_set;
+    }
+    out.push_str("# TYPE pod_cpu_usage_seconds_total counter\n");
+    for ((namespace, pod), (cpu, _)) in &by_pod {
+        out.push_str(&format!(
+            "pod_cpu_usage_seconds_total{{namespace=\"{namespace}\",pod=\"{pod}\"}} {} {now}\n",
+            *cpu as f64 / 1e9
+        ));
+    }
+    out.push_str("# TYPE pod_memory_working_set_bytes gauge\n");
+    for ((namespace, pod), (_, memory)) in &by_pod {
+        out.push_str(&format!(
+            "pod_memory_working_set_bytes{{namespace=\"{namespace}\",pod=\"{pod}\"}} {memory} {now}\n"
+        ));
+    }
+    out.push_str("# TYPE scrape_error gauge\nscrape_error 0\n");
+    Ok(out)
+}
+
+/// `/metrics/cadvisor`: the series that dashboards ask for most.
+pub(super) async fn cadvisor(kubelet: &Kubelet) -> Result<String, Failure> {
+    let usages = usages(kubelet).await?;
+    let mut out = String::new();
+    let series: [(&str, &str, fn(&Usage) -> f64); 4] = [
+        ("container_cpu_usage_seconds_total", "counter", |u| u.cpu_ns as f64 / 1e9),
+        ("container_memory_usage_bytes", "gauge", |u| u.memory_usage as f64),
+        ("container_memory_working_set_bytes", "gauge", |u| u.memory_working_set as f64),
+        ("container_memory_rss", "gauge", |u| u.memory_rss as f64),
+    ];
+    for (name, kind, of) in series {
+        out.push_str(&format!("# TYPE {name} {kind}\n"));
+        for u in &usages {
+            let labels = format!("container=\"{}\",namespace=\"{}\",pod=\"{}\"", u.container, u.namespace, u.pod);
+            out.push_str(&format!("{name}{{{labels}}} {}\n", of(u)));
+        }
+    }
+    Ok(out)
+}
