@@ -42,7 +42,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 struct Target {
     host: String,
     port: u16,
-    tls: bool,
+    /// For TLS: the name that the backend's certificate must have. Kubelets' have their node's name, which unlike an
+    /// address nobody else can get a certificate for.
+    tls: Option<String>,
     path_and_query: String,
 }
 
@@ -62,10 +64,8 @@ impl Backends {
             .map_err(|e| failed(&e))?;
         // Interactive streams must not wait for more.
         stream.set_nodelay(true).map_err(|e| failed(&e))?;
-        if !target.tls {
-            return Ok(Box::new(stream));
-        }
-        let name = ServerName::try_from(target.host.clone()).map_err(|e| failed(&e))?;
+        let Some(name) = &target.tls else { return Ok(Box::new(stream)) };
+        let name = ServerName::try_from(name.clone()).map_err(|e| failed(&e))?;
         let tls = self.kubelet.connect(name, stream).await.map_err(|e| failed(&e))?;
         Ok(Box::new(tls))
     }
@@ -291,7 +291,7 @@ pub async fn to_kubelet(
     let (host, port) = kubelet_of(&engine.registry, node)?;
     let query: Vec<String> = parameters.iter().map(|(k, v)| format!("{k}={}", encode(v))).collect();
     let path_and_query = if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) };
-    let response = backends.forward(request, Target { host, port, tls: true, path_and_query }).await?;
+    let response = backends.forward(request, Target { host, port, tls: Some(node.to_owned()), path_and_query }).await?;
     let code = response.status().as_u16();
     if (400..600).contains(&code) {
         return Err(kubelet_failure(code, response).await);
@@ -371,6 +371,7 @@ pub async fn to_backend(
         path.push('?');
         path.push_str(query);
     }
+    let tls = tls.then(|| name.to_owned());
     backends.forward(request, Target { host, port, tls, path_and_query: path }).await
 }
 

@@ -181,8 +181,7 @@ impl Authority {
         {
             return true;
         }
-        let left = certificate.validity().not_after.timestamp() - jiff::Timestamp::now().as_second();
-        left < RENEW_BEFORE_DAYS * 86_400
+        ends_soon(certificate_pem)
     }
 }
 
@@ -196,9 +195,14 @@ fn usage(params: &mut CertificateParams, usage: Usage) {
 }
 
 /// A key and a certificate signing request for it.
-pub fn signing_request(common_name: &str, organization: Option<&str>) -> Result<(String, String), Error> {
+pub fn signing_request(
+    common_name: &str,
+    organization: Option<&str>,
+    dns_name: Option<&str>,
+) -> Result<(String, String), Error> {
     let fault = |source| Error::Certificate { name: common_name.to_owned(), source };
-    let mut params = CertificateParams::default();
+    let names: Vec<String> = dns_name.into_iter().map(str::to_owned).collect();
+    let mut params = CertificateParams::new(names).map_err(fault)?;
     let mut subject = DistinguishedName::new();
     if let Some(organization) = organization {
         subject.push(DnType::OrganizationName, organization);
@@ -214,6 +218,14 @@ pub fn signing_request(common_name: &str, organization: Option<&str>) -> Result<
 pub fn signing_key() -> Result<(String, String), Error> {
     let key = KeyPair::generate().map_err(Error::Key)?;
     Ok((key.serialize_pem(), key.public_key_pem()))
+}
+
+/// Whether a certificate is to be replaced because of its age. What cannot be read is.
+pub fn ends_soon(certificate_pem: &str) -> bool {
+    let Ok(der) = der(certificate_pem) else { return true };
+    let Ok((_, certificate)) = X509Certificate::from_der(&der) else { return true };
+    let left = certificate.validity().not_after.timestamp() - jiff::Timestamp::now().as_second();
+    left < RENEW_BEFORE_DAYS * 86_400
 }
 
 /// The bytes of the first certificate of a PEM text.
@@ -251,7 +263,7 @@ mod tests {
     #[test]
     fn requests_are_signed() {
         let (ca, _) = Authority::generate("test").unwrap();
-        let (_, request) = signing_request("system:node:a", Some("system:nodes")).unwrap();
+        let (_, request) = signing_request("system:node:a", Some("system:nodes"), Some("a")).unwrap();
         let certificate = ca.sign(&request, Usage::Client, 1).unwrap();
         let der = der(&certificate).unwrap();
         let (_, cert) = X509Certificate::from_der(&der).unwrap();

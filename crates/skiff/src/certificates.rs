@@ -7,6 +7,12 @@ use rustls::{RootCertStore, server::WebPkiClientVerifier};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use skiff_pki::{Authority, Pair, Request, Usage};
 
+/// Makes the one cryptography library of this program the one that TLS uses.
+pub(crate) fn choose_provider() {
+    // The first of two equal choices wins.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
 /// Everything that a control plane signs with or shows.
 pub(crate) struct Certificates {
     pub(crate) authority: Arc<Authority>,

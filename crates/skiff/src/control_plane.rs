@@ -8,12 +8,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, api::PostParams};
+use serde_json::json;
 use skiff_apiserver::{ApiServer, Config, ServiceAccountTokens, ServiceRange, User};
 use skiff_client::Informers;
 use skiff_pki::Kubeconfig;
 use skiff_store::{Embedded, Store};
 
-use crate::certificates::Certificates;
+use crate::certificates::{Certificates, choose_provider};
 
 /// How often the history of the store is forgotten, upstream's interval.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(300);
@@ -28,6 +31,8 @@ pub(crate) struct Options {
     pub(crate) pod_cidr: String,
     /// Further names of the API server.
     pub(crate) names: Vec<String>,
+    /// With which nodes may join: `abcdef.0123456789abcdef`.
+    pub(crate) bootstrap_token: Option<String>,
 }
 
 /// A control plane that serves.
@@ -35,12 +40,12 @@ pub(crate) struct ControlPlane {
     pub(crate) server: Arc<ApiServer>,
     pub(crate) tls: Arc<rustls::ServerConfig>,
     pub(crate) certificates: Certificates,
+    data_dir: PathBuf,
 }
 
 /// Opens the store and starts the API server on it.
 pub(crate) async fn start(options: Options) -> Result<ControlPlane> {
-    // The first of two equal providers wins; it is the only one in this program.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    choose_provider();
     let service_range = ServiceRange::parse(&options.service_cidr)
         .ok_or_else(|| anyhow!("{} is no IPv4 range such as 10.96.0.0/16", options.service_cidr))?;
     let mut names: Vec<String> = [
@@ -81,17 +86,46 @@ pub(crate) async fn start(options: Options) -> Result<ControlPlane> {
         skiff_controllers::Config { authority, pod_cidr: options.pod_cidr },
         informers,
     ));
-    let kubeconfig = Kubeconfig {
-        name: "skiff",
-        server: &format!("https://127.0.0.1:{}", options.port),
-        authority_pem: certificates.authority.certificate_pem(),
-        user: &certificates.admin,
-    };
-    skiff_pki::write_private(&options.data_dir.join("admin.conf"), &kubeconfig.to_yaml())?;
-    Ok(ControlPlane { server, tls: certificates.server_tls()?, certificates })
+    if let Some(token) = &options.bootstrap_token {
+        let client = client(&server, "system:kube-controller-manager", &[], "bootstrap-token");
+        ensure_bootstrap_token(client, token).await?;
+    }
+    Ok(ControlPlane { server, tls: certificates.server_tls()?, certificates, data_dir: options.data_dir })
 }
 
 /// A client for a component of this process, which acts as this user.
 pub(crate) fn client(server: &Arc<ApiServer>, user: &str, groups: &[&str], component: &str) -> kube::Client {
     skiff_client::in_process(server.in_process(User::known(user, groups)), component, "default")
+}
+
+impl ControlPlane {
+    /// Writes the administrator's kubeconfig, for a server on this port of the loopback.
+    pub(crate) fn write_kubeconfig(&self, port: u16) -> Result<()> {
+        let kubeconfig = Kubeconfig {
+            name: "skiff",
+            server: &format!("https://127.0.0.1:{port}"),
+            authority_pem: self.certificates.authority.certificate_pem(),
+            user: &self.certificates.admin,
+        };
+        skiff_pki::write_private(&self.data_dir.join("admin.conf"), &kubeconfig.to_yaml())?;
+        Ok(())
+    }
+}
+
+/// Makes the Secret that lets nodes in with this token.
+async fn ensure_bootstrap_token(client: kube::Client, token: &str) -> Result<()> {
+    let (id, secret) = token.split_once('.').context("the bootstrap token is not of the form abcdef.0123456789abcdef")?;
+    let secrets: Api<Secret> = Api::namespaced(client, "kube-system");
+    let object = serde_json::from_value(json!({
+        "metadata": {"name": format!("bootstrap-token-{id}")},
+        "type": "bootstrap.kubernetes.io/token",
+        "stringData": {
+            "token-id": id, "token-secret": secret,
+            "usage-bootstrap-authentication": "true", "usage-bootstrap-signing": "true",
+        },
+    }))?;
+    match secrets.create(&PostParams::default(), &object).await {
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        created => created.context("cannot make the bootstrap token").map(|_| ()),
+    }
 }

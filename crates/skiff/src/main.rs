@@ -1,8 +1,11 @@
 //! skiff: Kubernetes as one binary. Here are only the ways in; what they lead to is wired in the modules.
 
+mod addons;
 mod certificates;
 mod cmd;
 mod control_plane;
+mod join;
+mod node;
 
 use std::process::ExitCode;
 
@@ -10,6 +13,9 @@ use clap::Parser;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The subcommand with which the runtime starts a pod's supervisor.
+const SUPERVISOR: &str = "runtime-supervisor";
 
 /// Kubernetes as one binary.
 #[derive(Parser)]
@@ -23,6 +29,14 @@ struct Cli {
 enum Command {
     /// A control plane on this machine
     Server(cmd::server::Args),
+    /// A further node of a cluster
+    Agent(cmd::agent::Args),
+    /// The cluster's name server, as it runs in its pod
+    #[command(hide = true)]
+    Dns,
+    /// The page of the demonstration, as it runs in its pods
+    #[command(hide = true)]
+    Hello,
     /// Local clusters
     #[command(subcommand)]
     Cluster(cmd::cluster::ClusterCommand),
@@ -32,14 +46,27 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // Before anything else, because it must not have threads: the first process of a node.
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|first| first == skiff_cluster::init::SUBCOMMAND) {
-        return skiff_cluster::init::node_init_main(arguments);
+    // Before anything else, because these must not have threads: a node's first process, a pod's supervisor, and the
+    // network plugin, which is called by its own name.
+    let mut arguments = std::env::args_os();
+    let called_as = arguments.next().unwrap_or_default();
+    let name = std::path::Path::new(&called_as).file_name().unwrap_or_default();
+    if name == skiff_network::cni::PLUGIN_TYPE {
+        return ExitCode::from(skiff_network::cni::cni_main());
+    }
+    match arguments.next() {
+        Some(first) if first == skiff_cluster::init::SUBCOMMAND => {
+            return skiff_cluster::init::node_init_main(arguments);
+        }
+        Some(first) if first == SUPERVISOR => return skiff_runtime::supervisor_main(),
+        _ => {}
     }
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Server(args) => cmd::server::run(args),
+        Command::Agent(args) => cmd::agent::run(args),
+        Command::Dns => cmd::dns::run(),
+        Command::Hello => cmd::hello::run(),
         Command::Cluster(command) => cmd::cluster::run(command, "skiff"),
         Command::Image(command) => cmd::image::run(command),
     };

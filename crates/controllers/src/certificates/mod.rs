@@ -1,7 +1,7 @@
 //! Certificates: requests of kubelets are approved, approved requests are signed.
 //!
-//! Watches CertificateSigningRequests; writes their conditions and certificates. Only a request of a new node for its
-//! own client certificate is approved here; all others wait for `kubectl certificate approve`.
+//! Watches CertificateSigningRequests; writes their conditions and certificates. Only a node's requests for certificates of
+//! its own are approved here; all others wait for `kubectl certificate approve`.
 
 use std::sync::Arc;
 
@@ -14,7 +14,11 @@ use kube::{
 use serde_json::json;
 use skiff_client::{Action, Controller, Informer, Informers, ObjectKey, self_mapper};
 use skiff_pki::{Authority, Usage};
-use x509_parser::{certification_request::X509CertificationRequest, prelude::FromDer as _};
+use x509_parser::{
+    certification_request::X509CertificationRequest,
+    extensions::{GeneralName, ParsedExtension},
+    prelude::FromDer as _,
+};
 
 use crate::{Error, Result, While as _, is_conflict, is_not_found};
 
@@ -39,29 +43,55 @@ fn has(request: &CertificateSigningRequest, kind: &str) -> bool {
     request.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == kind)
 }
 
-/// Whether a node asks for its own client certificate, by its bootstrap token or by the one that it has.
-fn is_nodes_own(request: &CertificateSigningRequest, pem: &str) -> bool {
-    let spec = &request.spec;
-    if spec.signer_name != KUBELET_CLIENT {
-        return false;
-    }
-    let Some(subject) = subject_of(pem) else { return false };
-    let groups = spec.groups.as_deref().unwrap_or_default();
-    let in_group = |g: &str| groups.iter().any(|x| x == g);
-    let asks_for_node = subject.1 == ["system:nodes"] && subject.0.starts_with("system:node:");
-    asks_for_node
-        && (in_group("system:bootstrappers")
-            || (in_group("system:nodes") && spec.username.as_deref() == Some(&subject.0)))
+/// What a request wants to be called.
+struct Asked {
+    name: String,
+    organizations: Vec<String>,
+    dns_names: Vec<String>,
+    /// Addresses and everything else that is no DNS name.
+    others: usize,
 }
 
-/// Common name and organizations of a request.
-fn subject_of(pem: &str) -> Option<(String, Vec<String>)> {
+fn read(pem: &str) -> Option<Asked> {
     let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
     let (_, request) = X509CertificationRequest::from_der(&pem.contents).ok()?;
     let subject = &request.certification_request_info.subject;
-    let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
-    let organizations = subject.iter_organization().filter_map(|o| o.as_str().ok().map(str::to_owned)).collect();
-    Some((name, organizations))
+    let mut asked = Asked {
+        name: subject.iter_common_name().next()?.as_str().ok()?.to_owned(),
+        organizations: subject.iter_organization().filter_map(|o| o.as_str().ok().map(str::to_owned)).collect(),
+        dns_names: Vec::new(),
+        others: 0,
+    };
+    for extension in request.requested_extensions().into_iter().flatten() {
+        if let ParsedExtension::SubjectAlternativeName(names) = extension {
+            for name in &names.general_names {
+                match name {
+                    GeneralName::DNSName(name) => asked.dns_names.push((*name).to_owned()),
+                    _ => asked.others += 1,
+                }
+            }
+        }
+    }
+    Some(asked)
+}
+
+/// Whether a node asks for a certificate of its own: as a client by its bootstrap token or by the certificate that it
+/// has, as a server by the latter and under its own name alone.
+fn is_nodes_own(request: &CertificateSigningRequest, pem: &str) -> bool {
+    let spec = &request.spec;
+    let Some(asked) = read(pem) else { return false };
+    let Some(node) = asked.name.strip_prefix("system:node:").filter(|_| asked.organizations == ["system:nodes"]) else {
+        return false;
+    };
+    let in_group = |g: &str| spec.groups.iter().flatten().any(|x| x == g);
+    let itself = in_group("system:nodes") && spec.username.as_deref() == Some(&asked.name);
+    match spec.signer_name.as_str() {
+        KUBELET_CLIENT => {
+            asked.dns_names.is_empty() && asked.others == 0 && (itself || in_group("system:bootstrappers"))
+        }
+        KUBELET_SERVING => itself && asked.dns_names == [node] && asked.others == 0,
+        _ => false,
+    }
 }
 
 async fn reconcile(
@@ -127,7 +157,7 @@ mod tests {
     use super::*;
 
     fn request(username: &str, group: &str, subject: &str, organization: &str) -> (CertificateSigningRequest, String) {
-        let (_, pem) = skiff_pki::signing_request(subject, Some(organization)).unwrap();
+        let (_, pem) = skiff_pki::signing_request(subject, Some(organization), None).unwrap();
         let object = serde_json::from_value(json!({"metadata": {"name": "r"}, "spec": {
             "signerName": KUBELET_CLIENT, "request": "", "username": username, "groups": [group]}}))
         .unwrap();

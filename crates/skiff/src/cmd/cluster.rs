@@ -50,6 +50,9 @@ pub(crate) struct Create {
     /// No way out of the cluster
     #[arg(long)]
     isolated: bool,
+    /// Run a page behind a load balancer, to see that all works
+    #[arg(long)]
+    demo: bool,
     /// How long to wait until the nodes are Ready and DNS answers; 0s: only until the API answers
     #[arg(long, value_name = "DURATION", default_value = "120s", value_parser = duration)]
     wait: Duration,
@@ -107,6 +110,7 @@ pub(crate) fn run(command: ClusterCommand, context_prefix: &str) -> anyhow::Resu
     let named = |name: Option<String>| name.unwrap_or_else(|| DEFAULT_NAME.to_owned());
     match command {
         ClusterCommand::Create(create) => {
+            let demo = create.demo;
             let created = clusters.create(&create.into_options(context_prefix)?, &mut Console::default())?;
             let record = &created.status.record;
             writeln!(
@@ -117,6 +121,9 @@ pub(crate) fn run(command: ClusterCommand, context_prefix: &str) -> anyhow::Resu
                 record.context,
                 created.status.server()
             )?;
+            if demo {
+                super::demo::run(&record.kubeconfig, &record.context, &mut out)?;
+            }
         }
         ClusterCommand::List => table::write(&mut out, &rows(&clusters.list()?))?,
         ClusterCommand::Start { name } => {

@@ -1,6 +1,10 @@
 //! The subcommands: their flags, and a function each.
 
+pub(crate) mod agent;
 pub(crate) mod cluster;
+pub(crate) mod demo;
+pub(crate) mod dns;
+pub(crate) mod hello;
 pub(crate) mod image;
 pub(crate) mod server;
 pub(crate) mod table;
@@ -23,4 +27,30 @@ pub(crate) fn log_to_stderr() {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+}
+
+/// The runtime of daemons: two threads serve a small node, and a large one has more to lose by more.
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    use anyhow::Context as _;
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8)))
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+}
+
+/// What `skiff cluster` wrote for a node.
+pub(crate) fn read_node_config(path: &std::path::Path) -> anyhow::Result<skiff_cluster::NodeConfig> {
+    use anyhow::Context as _;
+    skiff_cluster::NodeConfig::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Waits for SIGTERM or Ctrl-C.
+pub(crate) async fn until_told_to_end() -> anyhow::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+    }
+    Ok(())
 }

@@ -1,0 +1,95 @@
+//! What runs in every cluster as ordinary objects: the cluster's DNS.
+
+use anyhow::{Context as _, Result};
+use kube::{
+    Api,
+    api::{DynamicObject, Patch, PatchParams, PostParams},
+    core::{ApiResource, GroupVersionKind},
+};
+use serde_json::{Value, json};
+
+/// The pods that answer names, their account, and the Service in front of them.
+fn dns(image: &str, cluster_dns: &str) -> Vec<Value> {
+    let labels = json!({"k8s-app": "kube-dns"});
+    let probe = |path: &str, port: u16| json!({"httpGet": {"path": path, "port": port}, "periodSeconds": 10});
+    let mut readiness = probe("/ready", 8181);
+    // A new cluster is as fast as its first answer; later probes are as rare as upstream's.
+    readiness["periodSeconds"] = 1.into();
+    vec![
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "coredns", "namespace": "kube-system"}}),
+        json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {
+                "k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"}},
+            "spec": {"clusterIP": cluster_dns, "selector": labels, "ports": [
+                {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
+                {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53},
+                {"name": "metrics", "port": 9153, "protocol": "TCP", "targetPort": 9153}]},
+        }),
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"name": "coredns", "namespace": "kube-system", "labels": labels},
+            "spec": {
+                "replicas": 1,
+                "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}},
+                "selector": {"matchLabels": labels},
+                "template": {
+                    "metadata": {"labels": labels},
+                    "spec": {
+                        "serviceAccountName": "coredns",
+                        "priorityClassName": "system-cluster-critical",
+                        "dnsPolicy": "Default",
+                        "terminationGracePeriodSeconds": 5,
+                        "nodeSelector": {"kubernetes.io/os": "linux"},
+                        "tolerations": [
+                            {"key": "CriticalAddonsOnly", "operator": "Exists"},
+                            {"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"},
+                        ],
+                        "containers": [{
+                            "name": "coredns",
+                            "image": image,
+                            "imagePullPolicy": "Never",
+                            "command": ["/skiff", "dns"],
+                            "ports": [
+                                {"name": "dns", "containerPort": 53, "protocol": "UDP"},
+                                {"name": "dns-tcp", "containerPort": 53, "protocol": "TCP"},
+                                {"name": "metrics", "containerPort": 9153, "protocol": "TCP"}],
+                            "resources": {"limits": {"memory": "170Mi"}, "requests": {"cpu": "100m", "memory": "70Mi"}},
+                            "livenessProbe": probe("/health", 8080),
+                            "readinessProbe": readiness,
+                            "securityContext": {
+                                "allowPrivilegeEscalation": false,
+                                "capabilities": {"add": ["NET_BIND_SERVICE"], "drop": ["ALL"]},
+                                "readOnlyRootFilesystem": true},
+                        }],
+                    },
+                },
+            },
+        }),
+    ]
+}
+
+/// Creates what is missing and brings the image of what is there up to date.
+pub(crate) async fn ensure(client: kube::Client, image: &str, cluster_dns: &str) -> Result<()> {
+    for object in dns(image, cluster_dns) {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let kind = object["kind"].as_str().unwrap_or_default().to_owned();
+        let (group, version) = object["apiVersion"].as_str().unwrap_or_default().rsplit_once('/').unwrap_or(("", "v1"));
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &kind));
+        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), "kube-system", &resource);
+        let typed: DynamicObject = serde_json::from_value(object)?;
+        match api.create(&PostParams::default(), &typed).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                if kind == "Deployment" {
+                    let patch = json!({"spec": {"template": {"spec": {"containers": [{"name": "coredns", "image": image}]}}}});
+                    api.patch(&name, &PatchParams::default(), &Patch::Strategic(&patch))
+                        .await
+                        .with_context(|| format!("cannot update {kind} {name}"))?;
+                }
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot create {kind} {name}")),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,174 @@
+//! A node: container runtime, pod network, kubelet and Service proxy, joined by the interfaces that Kubernetes has
+//! between them.
+
+mod images;
+mod network;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result};
+use k8s_openapi::api::core::v1::Taint;
+use skiff_client::Informers;
+use skiff_cluster::{
+    NodeConfig,
+    control::NodeControl,
+    host_ports::{HostNet, HostPorts},
+    load_balancer::PortManager,
+    node_config::{CONTROL_SOCKET, Role},
+};
+use skiff_images::ImageStore;
+use skiff_kubelet::KUBELET_PORT;
+use skiff_network::nodes::{Local, NodeRoutes};
+use skiff_pki::Pair;
+use skiff_runtime::{Runtime, RuntimeConfig};
+use tokio::task::JoinSet;
+
+/// Where the runtime serves CRI, for crictl and the like.
+const CRI_SOCKET: &str = "/run/skiff/cri.sock";
+
+/// What a node needs beside its configuration.
+pub(crate) struct Setup<'a> {
+    pub(crate) config: &'a NodeConfig,
+    /// Acts as the node.
+    pub(crate) client: kube::Client,
+    /// May write the status of Services; used on the control plane.
+    pub(crate) services: Informers,
+    /// With which the kubelet serves.
+    pub(crate) serving: Pair,
+    /// The cluster's authority.
+    pub(crate) authority_pem: String,
+}
+
+/// A node that runs.
+pub(crate) struct Node {
+    pub(crate) runtime: Arc<Runtime>,
+    tasks: JoinSet<()>,
+}
+
+impl Node {
+    /// Lets go of everything; pods go on.
+    pub(crate) fn close(mut self) {
+        self.tasks.abort_all();
+        self.runtime.close();
+    }
+}
+
+/// The name of the image that is this program.
+pub(crate) fn builtin_image() -> String {
+    format!("skiff.local/skiff:{}", env!("CARGO_PKG_VERSION"))
+}
+
+/// Opens the image store, with the image that is this program in it.
+fn open_images(root: &Path) -> Result<ImageStore> {
+    let images = ImageStore::open(root).with_context(|| format!("cannot open the image store in {}", root.display()))?;
+    let program = std::env::current_exe().context("cannot find this program's file")?;
+    let builtin = skiff_images::Builtin { program, version: env!("CARGO_PKG_VERSION").to_owned() };
+    images.ensure_builtin(&builtin).context("cannot make the built-in image")?;
+    Ok(images)
+}
+
+/// Starts all parts of a node.
+pub(crate) async fn start(setup: Setup<'_>) -> Result<Node> {
+    let Setup { config, client, services, serving, authority_pem } = setup;
+    let informers = Informers::new(client.clone());
+    let images = open_images(&config.data_dir.join("images"))?;
+    let pod_network = network::PodNetworks::new(config);
+    let mut runtime_config = RuntimeConfig::new(&config.data_dir.join("runtime"), Path::new("/run/skiff/runtime"));
+    runtime_config.version = env!("CARGO_PKG_VERSION").to_owned();
+    let runtime = Runtime::open(runtime_config, images, pod_network.clone()).await.context("cannot start the container runtime")?;
+    let runtime = Arc::new(runtime);
+    let mut tasks = JoinSet::new();
+
+    let served = runtime.clone();
+    tasks.spawn(async move {
+        if let Err(error) = skiff_cri::serve_unix(Path::new(CRI_SOCKET), served.clone(), served, std::future::pending()).await {
+            tracing::error!(%error, "the CRI socket is not served");
+        }
+    });
+    tasks.spawn(pod_network.clone().follow(informers.clone(), config.node_name.clone()));
+    tasks.spawn(follow_routes(informers.clone(), config.clone()));
+    match skiff_proxy::Proxy::open(skiff_proxy::NodeInfo {
+        name: config.node_name.clone(),
+        pod_cidr: config.pod_subnet,
+        service_cidr: Some(config.service_subnet),
+        zone: config.labels.get("topology.kubernetes.io/zone").cloned(),
+    }) {
+        Ok(proxy) => drop(tasks.spawn(skiff_proxy::run(proxy, informers.clone()))),
+        Err(error) => return Err(error).context("cannot set up the Service proxy"),
+    }
+
+    let (runtime_client, image_client) = skiff_cri::connect_in_process(runtime.clone(), runtime.clone());
+    let host = HostNet::inherited(&config.host).context("the host's network namespace was not handed over")?;
+    let ports = PortManager::new(HostPorts::new(host), config);
+    let control = Arc::new(NodeControl { ports: ports.clone(), images: images::Loader(runtime.clone()) });
+    tasks.spawn(async move {
+        if let Err(error) = skiff_cluster::control::serve(Path::new(CONTROL_SOCKET), control).await {
+            tracing::error!(%error, "the control socket is not served");
+        }
+    });
+    if config.role == Role::ControlPlane {
+        tasks.spawn(skiff_cluster::load_balancer::run(ports, services));
+    } else {
+        tasks.spawn(async move { ports.keep_trying().await });
+    }
+    let kubelet = kubelet_config(config, serving, authority_pem);
+    tasks.spawn(async move {
+        if let Err(error) = skiff_kubelet::run(kubelet, client, informers, runtime_client, image_client, std::future::pending()).await {
+            tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the kubelet ended");
+        }
+    });
+    Ok(Node { runtime, tasks })
+}
+
+/// Routes to the pods of the other nodes, as soon as this one has its own range.
+async fn follow_routes(informers: Informers, config: NodeConfig) {
+    let nodes = informers.informer::<k8s_openapi::api::core::v1::Node>();
+    let mut changes = nodes.subscribe();
+    while let Some(change) = changes.recv().await {
+        let node = change.object();
+        if node.metadata.name.as_deref() != Some(&config.node_name) {
+            continue;
+        }
+        let Some(pod_cidr) = network::range_of(node) else { continue };
+        let local = Local {
+            address: config.node_ip,
+            segment: config.segment,
+            interface: config.interface.clone(),
+            pod_cidr,
+            cluster_cidr: config.pod_subnet,
+        };
+        match NodeRoutes::open(local) {
+            Ok(routes) => return skiff_proxy::follow_nodes(routes, informers).await,
+            Err(error) => tracing::error!(error = error.chain(), "routes to other nodes cannot be made"),
+        }
+    }
+}
+
+fn kubelet_config(config: &NodeConfig, serving: Pair, authority_pem: String) -> skiff_kubelet::Config {
+    let mut kubelet = skiff_kubelet::Config::new(&config.node_name, IpAddr::V4(config.node_ip));
+    kubelet.labels = config.labels.clone();
+    kubelet.taints = config
+        .taints
+        .iter()
+        .map(|t| Taint {
+            key: t.key.clone(),
+            value: Some(t.value.clone()).filter(|v| !v.is_empty()),
+            effect: t.effect.clone(),
+            time_added: None,
+        })
+        .collect();
+    kubelet.version = skiff_apiserver::git_version();
+    kubelet.cluster_dns = vec![IpAddr::V4(config.cluster_dns)];
+    kubelet.cgroup_mount = Some(PathBuf::from("/sys/fs/cgroup"));
+    kubelet.server = Some(skiff_kubelet::ServerConfig {
+        listen: SocketAddr::from(([0, 0, 0, 0], KUBELET_PORT)),
+        certificate_pem: serving.certificate_pem,
+        key_pem: serving.key_pem,
+        client_ca_pem: authority_pem,
+    });
+    kubelet
+}
