@@ -99,6 +99,11 @@ impl Worker {
         let sandbox_config =
             sandbox_config(&self.pod, attempt, &self.kubelet.config, &self.kubelet.resolv_conf(), self.start_time)
                 .map_err(|message| failed("CreateContainerConfigError", message))?;
+        // CRI leaves the directory of the log to the kubelet.
+        let logs = std::path::Path::new(&sandbox_config.log_directory).join(name);
+        tokio::fs::create_dir_all(&logs)
+            .await
+            .map_err(|e| failed("CreateContainerError", format!("cannot make {}: {e}", logs.display())))?;
         let id = self
             .kubelet
             .runtime
