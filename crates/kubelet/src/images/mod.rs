@@ -19,6 +19,9 @@ use crate::{
     time::go_duration,
 };
 
+/// How long a container shows `ErrImagePull` before it shows that it waits.
+const SHOW_ERROR: Duration = Duration::from_secs(1);
+
 /// Pulls that run and those that failed.
 #[derive(Default)]
 pub(crate) struct Images {
@@ -26,7 +29,7 @@ pub(crate) struct Images {
     /// By pod and image: the outcome of a pull that was begun.
     pulls: Mutex<HashMap<(PodUid, String), watch::Receiver<Option<Result<(), String>>>>>,
     /// What the last pull failed with, which the back-off shows.
-    errors: Mutex<HashMap<(PodUid, String), String>>,
+    errors: Mutex<HashMap<(PodUid, String), (Instant, String)>>,
 }
 
 /// Whether a container can be created.
@@ -95,11 +98,15 @@ impl Images {
             _ => {}
         }
         if let Some((left, _)) = self.backoffs.lock().remaining_since_failure(&key, Timestamp::now()) {
+            let error = self.last_error(&key);
+            if let Some((message, shown)) = error.clone().filter(|(_, shown)| !shown.is_zero()) {
+                return missing("ErrImagePull", message, Some(shown));
+            }
             let message = format!("Back-off pulling image {named:?}");
             kubelet.container_event(pod, &container.name, "BackOff", &message);
             kubelet.container_warning(pod, &container.name, "Failed", "Error: ImagePullBackOff");
-            let message = match self.errors.lock().get(&key) {
-                Some(error) => format!("{message}: ErrImagePull: {error}"),
+            let message = match error {
+                Some((error, _)) => format!("{message}: ErrImagePull: {error}"),
                 None => message,
             };
             return missing("ImagePullBackOff", message, Some(left));
@@ -119,11 +126,15 @@ impl Images {
     }
 
     fn failed(&self, key: &(PodUid, String), message: String) -> Presence {
-        let now = Timestamp::now();
-        let left = self.backoffs.lock().remaining_since_failure(key, now).map(|(left, _)| left);
-        self.errors.lock().insert(key.clone(), message.clone());
-        // Shown as the error for a moment, then as the back-off.
-        missing("ErrImagePull", message, Some(left.unwrap_or_default().min(Duration::from_secs(2))))
+        self.errors.lock().insert(key.clone(), (Instant::now(), message.clone()));
+        missing("ErrImagePull", message, Some(SHOW_ERROR))
+    }
+
+    /// What the last pull failed with, and how long that is to be shown still before the back-off is.
+    fn last_error(&self, key: &(PodUid, String)) -> Option<(String, Duration)> {
+        let errors = self.errors.lock();
+        let (at, message) = errors.get(key)?;
+        Some((message.clone(), SHOW_ERROR.saturating_sub(at.elapsed())))
     }
 
     fn begin(&self, kubelet: &std::sync::Arc<Kubelet>, pod: &Pod, container: &Container, key: (PodUid, String)) {
