@@ -82,7 +82,8 @@ pub(crate) async fn ensure(client: kube::Client, image: &str, cluster_dns: &str)
             Ok(_) => {}
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 if kind == "Deployment" {
-                    let patch = json!({"spec": {"template": {"spec": {"containers": [{"name": "coredns", "image": image}]}}}});
+                    let patch =
+                        json!({"spec": {"template": {"spec": {"containers": [{"name": "coredns", "image": image}]}}}});
                     api.patch(&name, &PatchParams::default(), &Patch::Strategic(&patch))
                         .await
                         .with_context(|| format!("cannot update {kind} {name}"))?;

@@ -114,7 +114,8 @@ impl ControlPlane {
 
 /// Makes the Secret that lets nodes in with this token.
 async fn ensure_bootstrap_token(client: kube::Client, token: &str) -> Result<()> {
-    let (id, secret) = token.split_once('.').context("the bootstrap token is not of the form abcdef.0123456789abcdef")?;
+    let (id, secret) =
+        token.split_once('.').context("the bootstrap token is not of the form abcdef.0123456789abcdef")?;
     let secrets: Api<Secret> = Api::namespaced(client, "kube-system");
     let object = serde_json::from_value(json!({
         "metadata": {"name": format!("bootstrap-token-{id}")},

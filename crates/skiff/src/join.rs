@@ -5,10 +5,7 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
-use kube::{
-    Api,
-    api::PostParams,
-};
+use kube::{Api, api::PostParams};
 use serde_json::json;
 use skiff_client::{Config, Credentials, Pem, https};
 use skiff_pki::Pair;
@@ -37,7 +34,9 @@ pub(crate) async fn join(dir: &Path, target: &Target<'_>) -> Result<(kube::Clien
     let pair = match load(dir, "kubelet-client")? {
         Some(pair) => pair,
         None => {
-            let pair = request(&with_token()?, &user, "kubernetes.io/kube-apiserver-client-kubelet", "client auth", None).await?;
+            let pair =
+                request(&with_token()?, &user, "kubernetes.io/kube-apiserver-client-kubelet", "client auth", None)
+                    .await?;
             store(dir, "kubelet-client", &pair)?;
             pair
         }

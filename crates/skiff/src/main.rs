@@ -5,6 +5,7 @@ mod certificates;
 mod cmd;
 mod control_plane;
 mod join;
+mod machine;
 mod node;
 
 use std::process::ExitCode;

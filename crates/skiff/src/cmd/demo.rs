@@ -82,7 +82,10 @@ async fn deploy(client: kube::Client) -> Result<u16> {
     match services.create(&PostParams::default(), &service).await {
         Err(kube::Error::Api(status)) if status.code == 409 => {
             let patch = json!({"spec": {"ports": [{"port": port, "targetPort": 8080}]}});
-            services.patch(NAME, &PatchParams::default(), &Patch::Merge(&patch)).await.context("cannot change the Service")?;
+            services
+                .patch(NAME, &PatchParams::default(), &Patch::Merge(&patch))
+                .await
+                .context("cannot change the Service")?;
         }
         created => drop(created.context("cannot create the demonstration's Service")?),
     }
@@ -91,12 +94,16 @@ async fn deploy(client: kube::Client) -> Result<u16> {
         let deployment = deployments.get_status(NAME).await.context("cannot look at the demonstration")?;
         let available = deployment.status.and_then(|s| s.available_replicas).unwrap_or(0);
         let service = services.get_status(NAME).await.context("cannot look at the demonstration's Service")?;
-        let balanced = service.status.and_then(|s| s.load_balancer).and_then(|l| l.ingress).is_some_and(|i| !i.is_empty());
+        let balanced =
+            service.status.and_then(|s| s.load_balancer).and_then(|l| l.ingress).is_some_and(|i| !i.is_empty());
         if available >= 2 && balanced {
             return Ok(port);
         }
         if Instant::now() > deadline {
-            bail!("the demonstration is not ready after {} s ({available} of 2 pods available); see: kubectl describe pods", PATIENCE.as_secs());
+            bail!(
+                "the demonstration is not ready after {} s ({available} of 2 pods available); see: kubectl describe pods",
+                PATIENCE.as_secs()
+            );
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

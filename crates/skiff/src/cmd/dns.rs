@@ -12,6 +12,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
         let config = Config::in_cluster()?.with_user_agent("skiff-dns");
         https(&config)
     };
-    skiff_dns::main(|| connect().map_err(|e| io::Error::other(format!("{:#}", anyhow::Error::from(e)))), Default::default())?;
+    skiff_dns::main(
+        || connect().map_err(|e| io::Error::other(format!("{:#}", anyhow::Error::from(e)))),
+        Default::default(),
+    )?;
     Ok(())
 }

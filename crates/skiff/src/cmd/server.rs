@@ -7,12 +7,13 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use skiff_client::Informers;
-use skiff_cluster::{NodeConfig, host_ports::HostNet, node_config::ServerConfig};
+use skiff_cluster::{NodeConfig, node_config::ServerConfig};
 use skiff_pki::{Request, Usage};
 
 use crate::{
     addons,
     control_plane::{self, ControlPlane, Options, client},
+    machine::{self, Machine},
     node,
 };
 
@@ -31,9 +32,12 @@ pub(crate) struct Args {
     /// Port that the API is served on
     #[arg(long, default_value_t = 6443)]
     port: u16,
-    /// Address under which other machines and pods reach this one
-    #[arg(long, default_value = "127.0.0.1")]
-    node_ip: Ipv4Addr,
+    /// Run pods on this machine too; the address, one of its own, under which other machines and pods reach it
+    #[arg(long)]
+    node_ip: Option<Ipv4Addr>,
+    /// Name of the node [default: the machine's]
+    #[arg(long, requires = "node_ip")]
+    node_name: Option<String>,
     /// Range of the Services' addresses
     #[arg(long, default_value = "10.96.0.0/16")]
     service_cidr: String,
@@ -48,25 +52,39 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let runtime = super::runtime()?;
     runtime.block_on(async {
         match &args.node_config {
-            Some(path) => in_node(&super::read_node_config(path)?).await,
-            None => alone(args).await,
+            Some(path) => in_node(&super::read_node_config(path)?, None).await,
+            None => on_machine(args).await,
         }
     })
 }
 
-/// A control plane without a node.
-async fn alone(args: Args) -> Result<()> {
+/// A control plane on a machine, with a node if the flags say so.
+async fn on_machine(args: Args) -> Result<()> {
+    let token = machine::bootstrap_token(&args.data_dir)?;
+    if let Some(node_ip) = args.node_ip {
+        let machine = Machine {
+            data_dir: &args.data_dir,
+            node_name: args.node_name,
+            node_ip,
+            pod_cidr: &args.pod_cidr,
+            service_cidr: &args.service_cidr,
+            token,
+        };
+        let server = ServerConfig { host_address: Ipv4Addr::LOCALHOST, host_port: args.port, fabric_port: args.port };
+        let config = machine.node_config(Some(server), None)?;
+        return in_node(&config, Some(args.bind_address)).await;
+    }
     let listener = tokio::net::TcpListener::bind((args.bind_address, args.port))
         .await
         .with_context(|| format!("cannot listen on {}:{}", args.bind_address, args.port))?;
     let control_plane = control_plane::start(Options {
         data_dir: args.data_dir,
-        node_ip: args.node_ip,
+        node_ip: if args.bind_address.is_unspecified() { Ipv4Addr::LOCALHOST } else { args.bind_address },
         port: args.port,
         service_cidr: args.service_cidr,
         pod_cidr: args.pod_cidr,
         names: Vec::new(),
-        bootstrap_token: None,
+        bootstrap_token: Some(token),
     })
     .await?;
     tokio::spawn(control_plane.server.clone().serve(listener, control_plane.tls.clone()));
@@ -75,8 +93,9 @@ async fn alone(args: Args) -> Result<()> {
     super::until_told_to_end().await
 }
 
-/// The control plane of a cluster and its node.
-async fn in_node(config: &NodeConfig) -> Result<()> {
+/// The control plane of a cluster and its node. `bind`: on a machine, where the API is served; in a sandbox it is on
+/// the host's loopback and in the whole node.
+async fn in_node(config: &NodeConfig, bind: Option<Ipv4Addr>) -> Result<()> {
     let server = config.server.as_ref().context("the node's configuration says nothing of an API server")?;
     let control_plane = control_plane::start(Options {
         data_dir: config.data_dir.clone(),
@@ -88,7 +107,7 @@ async fn in_node(config: &NodeConfig) -> Result<()> {
         bootstrap_token: Some(config.bootstrap_token.clone()),
     })
     .await?;
-    serve(config, server, &control_plane).await?;
+    serve(config, server, bind, &control_plane).await?;
     control_plane.write_kubeconfig(server.host_port)?;
     tracing::info!(port = server.host_port, "the API is served");
 
@@ -130,14 +149,22 @@ async fn in_node(config: &NodeConfig) -> Result<()> {
 }
 
 /// The API on the host's loopback, for users, and on the node's own address, for nodes and pods.
-async fn serve(config: &NodeConfig, server: &ServerConfig, control_plane: &ControlPlane) -> Result<()> {
-    let host = HostNet::inherited(&config.host).context("the host's network namespace was not handed over")?;
-    let on_host = host.listen_tcp(SocketAddrV4::new(server.host_address, server.host_port))?;
-    let in_node = tokio::net::TcpListener::bind(("0.0.0.0", server.fabric_port))
+async fn serve(
+    config: &NodeConfig,
+    server: &ServerConfig,
+    bind: Option<Ipv4Addr>,
+    control_plane: &ControlPlane,
+) -> Result<()> {
+    let in_node = tokio::net::TcpListener::bind((bind.unwrap_or(Ipv4Addr::UNSPECIFIED), server.fabric_port))
         .await
         .with_context(|| format!("cannot listen on port {} of the node", server.fabric_port))?;
-    for listener in [tokio::net::TcpListener::from_std(on_host)?, in_node] {
-        tokio::spawn(control_plane.server.clone().serve(listener, control_plane.tls.clone()));
+    tokio::spawn(control_plane.server.clone().serve(in_node, control_plane.tls.clone()));
+    if bind.is_some() {
+        return Ok(());
     }
+    let host = node::host_net(config)?;
+    let on_host = host.listen_tcp(SocketAddrV4::new(server.host_address, server.host_port))?;
+    let on_host = tokio::net::TcpListener::from_std(on_host)?;
+    tokio::spawn(control_plane.server.clone().serve(on_host, control_plane.tls.clone()));
     Ok(())
 }

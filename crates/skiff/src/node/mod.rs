@@ -64,7 +64,8 @@ pub(crate) fn builtin_image() -> String {
 
 /// Opens the image store, with the image that is this program in it.
 fn open_images(root: &Path) -> Result<ImageStore> {
-    let images = ImageStore::open(root).with_context(|| format!("cannot open the image store in {}", root.display()))?;
+    let images =
+        ImageStore::open(root).with_context(|| format!("cannot open the image store in {}", root.display()))?;
     let program = std::env::current_exe().context("cannot find this program's file")?;
     let builtin = skiff_images::Builtin { program, version: env!("CARGO_PKG_VERSION").to_owned() };
     images.ensure_builtin(&builtin).context("cannot make the built-in image")?;
@@ -79,13 +80,17 @@ pub(crate) async fn start(setup: Setup<'_>) -> Result<Node> {
     let pod_network = network::PodNetworks::new(config);
     let mut runtime_config = RuntimeConfig::new(&config.data_dir.join("runtime"), Path::new("/run/skiff/runtime"));
     runtime_config.version = env!("CARGO_PKG_VERSION").to_owned();
-    let runtime = Runtime::open(runtime_config, images, pod_network.clone()).await.context("cannot start the container runtime")?;
+    let runtime = Runtime::open(runtime_config, images, pod_network.clone())
+        .await
+        .context("cannot start the container runtime")?;
     let runtime = Arc::new(runtime);
     let mut tasks = JoinSet::new();
 
     let served = runtime.clone();
     tasks.spawn(async move {
-        if let Err(error) = skiff_cri::serve_unix(Path::new(CRI_SOCKET), served.clone(), served, std::future::pending()).await {
+        if let Err(error) =
+            skiff_cri::serve_unix(Path::new(CRI_SOCKET), served.clone(), served, std::future::pending()).await
+        {
             tracing::error!(%error, "the CRI socket is not served");
         }
     });
@@ -102,8 +107,7 @@ pub(crate) async fn start(setup: Setup<'_>) -> Result<Node> {
     }
 
     let (runtime_client, image_client) = skiff_cri::connect_in_process(runtime.clone(), runtime.clone());
-    let host = HostNet::inherited(&config.host).context("the host's network namespace was not handed over")?;
-    let ports = PortManager::new(HostPorts::new(host), config);
+    let ports = PortManager::new(HostPorts::new(host_net(config)?), config);
     let control = Arc::new(NodeControl { ports: ports.clone(), images: images::Loader(runtime.clone()) });
     tasks.spawn(async move {
         if let Err(error) = skiff_cluster::control::serve(Path::new(CONTROL_SOCKET), control).await {
@@ -117,11 +121,21 @@ pub(crate) async fn start(setup: Setup<'_>) -> Result<Node> {
     }
     let kubelet = kubelet_config(config, serving, authority_pem);
     tasks.spawn(async move {
-        if let Err(error) = skiff_kubelet::run(kubelet, client, informers, runtime_client, image_client, std::future::pending()).await {
+        if let Err(error) =
+            skiff_kubelet::run(kubelet, client, informers, runtime_client, image_client, std::future::pending()).await
+        {
             tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the kubelet ended");
         }
     });
     Ok(Node { runtime, tasks })
+}
+
+/// The network namespace in which users are: the host's of a sandboxed node, else the node's own.
+pub(crate) fn host_net(config: &NodeConfig) -> Result<HostNet> {
+    if config.host.netns_fd < 0 {
+        return HostNet::current().context("cannot look at this machine's network");
+    }
+    HostNet::inherited(&config.host).context("the host's network namespace was not handed over")
 }
 
 /// Routes to the pods of the other nodes, as soon as this one has its own range.
@@ -151,6 +165,9 @@ async fn follow_routes(informers: Informers, config: NodeConfig) {
 fn kubelet_config(config: &NodeConfig, serving: Pair, authority_pem: String) -> skiff_kubelet::Config {
     let mut kubelet = skiff_kubelet::Config::new(&config.node_name, IpAddr::V4(config.node_ip));
     kubelet.labels = config.labels.clone();
+    if config.role == Role::ControlPlane {
+        kubelet.labels.insert("node-role.kubernetes.io/control-plane".to_owned(), String::new());
+    }
     kubelet.taints = config
         .taints
         .iter()

@@ -132,7 +132,8 @@ impl PodNetwork for PodNetworks {
             let builtin = self.builtin()?;
             let (id, netns, ports) = (pod.sandbox_id.clone(), pod.netns.clone(), host_ports(pod));
             blocking(move || {
-                let namespace = File::open(&netns).map_err(|e| NetworkError::Other(format!("{}: {e}", netns.display())))?;
+                let namespace =
+                    File::open(&netns).map_err(|e| NetworkError::Other(format!("{}: {e}", netns.display())))?;
                 let address = builtin
                     .setup(&id, namespace.as_fd(), INTERFACE, &ports)
                     .map_err(|e| NetworkError::Other(e.chain()))?;
