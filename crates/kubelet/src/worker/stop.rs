@@ -17,6 +17,11 @@ use crate::{
     volumes::{api_message, mounts},
 };
 
+/// How long a pod that serves goes on before its containers are asked to end, within its grace. Services learn of its
+/// end at the same moment as the kubelet; what is on its way meanwhile still finds somebody. Upstream leaves this to
+/// `preStop` hooks that sleep.
+const SETTLE: Duration = Duration::from_millis(150);
+
 /// What a pod gets that was removed by force, seconds.
 const FORCED_GRACE: i64 = 2;
 /// What is left for a container at least after its preStop hook, seconds.
@@ -138,9 +143,9 @@ impl Worker {
         };
         let pod_ip = self.pod_ip();
         for container in next {
-            let known = self.stopping.deadlines.get(container.id());
+            let known = self.stopping.deadlines.get(container.id()).copied();
             // A grace that was shortened meanwhile counts at once.
-            if known.is_some_and(|known| *known <= deadline + Duration::from_secs(1)) {
+            if known.is_some_and(|known| known <= deadline + Duration::from_secs(1)) {
                 continue;
             }
             if known.is_none() {
@@ -154,7 +159,11 @@ impl Worker {
             self.stopping.deadlines.insert(container.id().to_owned(), deadline);
             let (kubelet, pod) = (self.kubelet.clone(), self.pod.clone());
             let (id, pod_ip, handle) = (container.id().to_owned(), pod_ip.clone(), self.handle.clone());
+            let settles = known.is_none() && grace > 1 && serves(&self.pod);
             self.stopping.tasks.spawn(async move {
+                if settles {
+                    tokio::time::sleep(SETTLE).await;
+                }
                 stop_container(kubelet, pod, spec, id, pod_ip, left.max(1)).await;
                 handle.wake.notify_one();
             });
@@ -223,6 +232,12 @@ fn log_panic(joined: Result<(), tokio::task::JoinError>) {
     if let Err(error) = joined {
         tracing::error!(%error, "stopping a container panicked");
     }
+}
+
+/// Whether Services may be sending requests to the pod.
+fn serves(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 /// Runs the preStop hook and stops a container, both within `grace` seconds.
