@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use skiff_client::{Change, EventRecorder, EventType, Informer, object_reference};
 use tokio::{
     sync::{Notify, watch},
+    task::JoinSet,
     time::{MissedTickBehavior, interval},
 };
 
@@ -59,6 +60,8 @@ pub(crate) struct Kubelet {
     /// What keeps pods from being started: `None` when the pod network is ready.
     pub(crate) network: watch::Receiver<Option<String>>,
     pub(crate) node_changed: Notify,
+    /// The pods' workers.
+    pub(crate) workers: Mutex<JoinSet<()>>,
 }
 
 /// The pods that have a worker.
@@ -213,7 +216,10 @@ impl Kubelet {
         let handle = Arc::new(PodHandle::new(pod));
         pods.insert(uid, handle.clone());
         drop(pods);
-        tokio::spawn(self.clone().work(handle));
+        let mut workers = self.workers.lock();
+        // Those that have ended are no longer needed.
+        while workers.try_join_next().is_some() {}
+        workers.spawn(self.clone().work(handle));
     }
 
     /// Runs a pod's worker, anew if it panics: all that it knows it can read from the runtime.

@@ -108,13 +108,15 @@ pub async fn run(
         cgroups: cgroup::Cgroups::new(config.cgroup_mount.clone(), &config.cgroup_parent),
         admission: admission::Admission::default(),
         node_changed: tokio::sync::Notify::new(),
+        workers: parking_lot::Mutex::default(),
         config,
         client,
         runtime: runtime.clone(),
         pods,
         network,
     });
-    // Ended with this function.
+    // Also if this future is dropped.
+    let _workers = EndWorkers(kubelet.clone());
     let mut tasks = JoinSet::new();
     if let Some(server) = &kubelet.config.server {
         let serving = server::bind(kubelet.clone(), server).await;
@@ -126,7 +128,20 @@ pub async fn run(
     tasks.spawn(kubelet.clone().watch_runtime());
     tasks.spawn(kubelet.clone().watch_pods(pods_of_node));
     shutdown.await;
+    // Nothing is to be done for a pod by this kubelet when the next one begins.
+    tasks.shutdown().await;
+    let mut workers = std::mem::take(&mut *kubelet.workers.lock());
+    workers.shutdown().await;
     Ok(())
+}
+
+/// Ends all workers when it is dropped; they hold the kubelet, so they do not end by themselves.
+struct EndWorkers(Arc<Kubelet>);
+
+impl Drop for EndWorkers {
+    fn drop(&mut self) {
+        self.0.workers.lock().abort_all();
+    }
 }
 
 /// Lets waiting pods go on when their network is ready.

@@ -25,6 +25,11 @@ use crate::{
 /// How often a probe that could not be made is tried at once again.
 const TRIES: usize = 3;
 
+/// The first and the longest pause between probes of a container that has only just begun.
+const WARM_UP: Duration = Duration::from_millis(5);
+const WARM_UP_LAST: Duration = Duration::from_millis(500);
+const WARM_UP_EXEC: Duration = Duration::from_millis(50);
+
 /// What a probe is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -157,22 +162,22 @@ impl Prober {
         let seconds = |value: Option<i32>, default: u64| value.and_then(|v| u64::try_from(v).ok()).unwrap_or(default);
         let period = Duration::from_secs(seconds(probe.period_seconds, 10).max(1));
         let delay = Duration::from_secs(seconds(probe.initial_delay_seconds, 0));
-        let age = Timestamp::now().duration_since(self.started_at);
-        let mut first = delay.saturating_sub(age.try_into().unwrap_or_default());
-        if delay.is_zero() && kind != Kind::Liveness && seconds(probe.success_threshold, 1) <= 1 {
-            if self.look_eagerly(probe, period).await {
-                self.note(kind, true);
-                if kind == Kind::Startup {
-                    return true;
-                }
-            }
-            first =
-                period.saturating_sub(Timestamp::now().duration_since(self.started_at).try_into().unwrap_or_default());
-        }
-        let mut ticks = interval_at(tokio::time::Instant::now() + first, period);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let success_threshold = seconds(probe.success_threshold, 1).max(1);
         let failure_threshold = seconds(probe.failure_threshold, 3).max(1);
+        let age: Duration = Timestamp::now().duration_since(self.started_at).try_into().unwrap_or_default();
+        tokio::time::sleep(delay.saturating_sub(age)).await;
+        if kind == Kind::Liveness {
+            // A container that has only just begun is given time to: upstream's first one is in its first period too.
+            tokio::time::sleep((delay + period).saturating_sub(age.max(delay))).await;
+        } else if success_threshold == 1 && self.warmed_up(kind, probe, period).await {
+            self.note(kind, true);
+            if kind == Kind::Startup {
+                return true;
+            }
+            tokio::time::sleep(period).await;
+        }
+        let mut ticks = interval_at(tokio::time::Instant::now(), period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut last, mut run) = (None, 0);
         loop {
             ticks.tick().await;
@@ -195,26 +200,27 @@ impl Prober {
         }
     }
 
-    /// Looks again and again during the first period of a new container's life, without a word about failures: what
-    /// is up after 30 ms need not wait for a second look after ten seconds. Upstream looks once at the start and then
-    /// waits. Only for probes that cost next to nothing. Whether it succeeded.
-    async fn look_eagerly(&self, probe: &Probe, period: Duration) -> bool {
-        if probe.http_get.is_none() && probe.tcp_socket.is_none() {
+    /// Whether the container answers within its first period. It is asked again and again, so that what is up after
+    /// 30 ms need not wait for a second look after ten seconds; upstream looks once and then waits. Failures say only
+    /// that the container is still starting, and are neither counted nor told. Commands cost more than requests and
+    /// are run in doubling intervals.
+    async fn warmed_up(&self, kind: Kind, probe: &Probe, period: Duration) -> bool {
+        let exec = probe.exec.is_some();
+        let mut pause = if exec { WARM_UP_EXEC } else { WARM_UP };
+        // A container that was adopted has been up for long.
+        if self.results.lock().ready && kind == Kind::Readiness {
             return false;
         }
-        let mut pause = Duration::from_millis(5);
-        loop {
-            let age: Duration = Timestamp::now().duration_since(self.started_at).try_into().unwrap_or_default();
-            if age + pause >= period || self.kubelet.is_terminating(&self.pod.uid()) {
-                return false;
-            }
+        let begun = tokio::time::Instant::now();
+        while begun.elapsed() + pause < period && !self.kubelet.is_terminating(&self.pod.uid()) {
             let outcome = run::probe(&self.kubelet, &self.container, &self.container_id, &self.pod_ip, probe).await;
-            if matches!(outcome, Outcome::Success) {
+            if outcome == Outcome::Success {
                 return true;
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(500));
+            pause = if exec { pause * 2 } else { (pause * 2).min(WARM_UP_LAST) };
         }
+        false
     }
 
     fn note(&self, kind: Kind, good: bool) {

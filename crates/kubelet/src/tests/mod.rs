@@ -168,7 +168,8 @@ async fn a_restarted_kubelet_restarts_nothing() {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     // Who was removed meanwhile is cleaned up, which shows that the new kubelet has looked.
     while node.runtime.state.lock().sandboxes.len() > 1 {
-        assert!(tokio::time::Instant::now() < deadline, "an orphan stays");
+        let calls = || node.runtime.state.lock().calls.clone();
+        assert!(tokio::time::Instant::now() < deadline, "an orphan stays: {:#?}", calls());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     node.create("next", json!({"containers": [container("n", "run")]})).await;
