@@ -41,14 +41,51 @@ pub fn json(bytes: &[u8]) -> Result<Decoded, DecodeError> {
     let value = Seed { state: &mut state, depth: 0 }
         .deserialize(&mut deserializer)
         .and_then(|v| deserializer.end().map(|()| v))
-        .map_err(|e| DecodeError::Syntax(e.to_string()))?;
+        .map_err(|e| DecodeError::Syntax(go_syntax_error(bytes, &e)))?;
     Ok(Decoded { value, duplicates: state.duplicates })
+}
+
+/// A syntax error in the words of Go's decoder, which clients know.
+fn go_syntax_error(bytes: &[u8], error: &serde_json::Error) -> String {
+    if error.is_eof() {
+        return "unexpected end of JSON input".to_owned();
+    }
+    let line_start = match error.line().checked_sub(2) {
+        Some(n) => bytes.iter().enumerate().filter(|(_, b)| **b == b'\n').nth(n).map_or(0, |(i, _)| i + 1),
+        None => 0,
+    };
+    let text = error.to_string();
+    let place = [
+        ("expected value", "looking for beginning of value"),
+        ("expected ident", "in literal"),
+        ("key must be a string", "looking for beginning of object key string"),
+        ("trailing comma", "looking for beginning of value"),
+        ("trailing characters", "after top-level value"),
+        ("expected `:`", "after object key"),
+        ("expected `,` or `}`", "after object key:value pair"),
+        ("expected `,` or `]`", "after array element"),
+        ("control character", "in string literal"),
+        ("invalid escape", "in string escape code"),
+        ("invalid number", "in numeric literal"),
+    ]
+    .into_iter()
+    .find_map(|(ours, gos)| text.starts_with(ours).then_some(gos));
+    let at = (line_start + error.column()).checked_sub(1).and_then(|i| bytes.get(i..));
+    match (place, at.and_then(|rest| String::from_utf8_lossy(&rest[..rest.len().min(4)]).chars().next())) {
+        (Some(place), Some(found)) => format!("invalid character {found:?} {place}"),
+        _ => text,
+    }
 }
 
 /// Parses one YAML document. Duplicate keys are a syntax error in YAML.
 pub fn yaml(text: &str) -> Result<Decoded, DecodeError> {
-    let value: Value =
-        serde_saphyr::from_str(text).map_err(|e| DecodeError::Syntax(format!("error converting YAML to JSON: {e}")))?;
+    let value: Value = serde_saphyr::from_str(text).map_err(|e| {
+        // The first line says what and where; what follows shows the text.
+        let shown = e.to_string();
+        let first = shown.lines().next().unwrap_or_default();
+        let what = first.strip_prefix("error: ").unwrap_or(first);
+        DecodeError::Syntax(format!("error converting YAML to JSON: yaml: {what}"))
+    })?;
     Ok(Decoded { value, duplicates: Vec::new() })
 }
 
@@ -136,13 +173,15 @@ impl<'de> Visitor<'de> for Seed<'_> {
 /// fields are dropped, quantities become canonical, and a value of a wrong type is an error.
 pub fn conform(value: &mut Value, type_name: &str) -> Result<Vec<String>, DecodeError> {
     let def = fields::lookup(type_name).ok_or_else(|| DecodeError::Value(format!("no type {type_name}")))?;
-    let mut walk = Walk { path: String::new(), unknown: Vec::new() };
+    let mut walk = Walk { path: String::new(), entries: Vec::new(), unknown: Vec::new() };
     walk.def(value, def, def)?;
     Ok(walk.unknown)
 }
 
 struct Walk {
     path: String,
+    /// The parts of `path` that are indices of lists and keys of maps.
+    entries: Vec<std::ops::Range<usize>>,
     unknown: Vec<String>,
 }
 
@@ -187,12 +226,12 @@ fn go_type(ty: &Type) -> String {
 
 impl Walk {
     fn wrong(&self, value: &Value, ty: &Type, owner: &TypeDef) -> DecodeError {
-        DecodeError::Type {
-            found: json_type(value),
-            owner: short_name(owner).to_owned(),
-            path: self.path.clone(),
-            wanted: go_type(ty),
+        // Go names the fields alone, without indices and keys.
+        let mut path = self.path.clone();
+        for entry in self.entries.iter().rev() {
+            path.replace_range(entry.clone(), "");
         }
+        DecodeError::Type { found: json_type(value), owner: short_name(owner).to_owned(), path, wanted: go_type(ty) }
     }
 
     fn value(&mut self, value: &mut Value, ty: &Type, owner: &TypeDef) -> Result<(), DecodeError> {
@@ -207,11 +246,13 @@ impl Walk {
                 let base = self.path.len();
                 for (i, v) in items.iter_mut().enumerate() {
                     let _ = write!(self.path, "[{i}]");
+                    self.entries.push(base..self.path.len());
                     // A null entry of a list is the zero value of its type.
                     if v.is_null() {
                         *v = zero(item);
                     }
                     self.value(v, item, owner)?;
+                    self.entries.pop();
                     self.path.truncate(base);
                 }
                 Ok(())
@@ -222,10 +263,12 @@ impl Walk {
                 for (k, v) in map.iter_mut() {
                     self.path.push('.');
                     self.path.push_str(k);
+                    self.entries.push(base..self.path.len());
                     if v.is_null() {
                         *v = zero(item);
                     }
                     self.value(v, item, owner)?;
+                    self.entries.pop();
                     self.path.truncate(base);
                 }
                 Ok(())
@@ -397,6 +440,35 @@ mod tests {
             conform(&mut v, "api.apps.v1.Deployment").unwrap_err().to_string(),
             "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"
         );
+    }
+
+    #[test]
+    fn entries_of_lists_and_maps_are_not_part_of_gos_paths() {
+        let mut v = j!({"spec": {"containers": [{"env": [{"name": "a", "value": 1}]}]}});
+        assert_eq!(
+            conform(&mut v, "api.core.v1.Pod").unwrap_err().to_string(),
+            "json: cannot unmarshal number into Go struct field EnvVar.spec.containers.env.value of type string"
+        );
+        let mut v = j!({"data": {"k": 1}});
+        assert_eq!(
+            conform(&mut v, "api.core.v1.ConfigMap").unwrap_err().to_string(),
+            "json: cannot unmarshal number into Go struct field ConfigMap.data of type string"
+        );
+    }
+
+    #[test]
+    fn syntax_errors_are_gos() {
+        for (text, want) in [
+            ("{", "unexpected end of JSON input"),
+            ("{a}", "invalid character 'a' looking for beginning of object key string"),
+            ("{\"a\" 1}", "invalid character '1' after object key"),
+            ("{\"a\":1\n 2}", "invalid character '2' after object key:value pair"),
+            ("[1 2]", "invalid character '2' after array element"),
+            ("x", "invalid character 'x' looking for beginning of value"),
+            ("{} x", "invalid character 'x' after top-level value"),
+        ] {
+            assert_eq!(json(text.as_bytes()).unwrap_err().to_string(), want, "{text}");
+        }
     }
 
     #[test]

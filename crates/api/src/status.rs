@@ -10,6 +10,7 @@ use crate::{kinds::Kind, validation::FieldError};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
     pub code: u16,
+    /// Empty for what upstream has no reason for.
     pub reason: &'static str,
     pub message: String,
     /// `details`, an object, or `Null`.
@@ -123,8 +124,8 @@ impl Status {
     }
 
     /// 413.
-    pub fn too_large(message: impl Into<String>) -> Self {
-        Status::new(413, "RequestEntityTooLarge", message)
+    pub fn too_large(why: impl fmt::Display) -> Self {
+        Status::new(413, "RequestEntityTooLarge", format!("Request entity too large: {why}"))
     }
 
     /// 415.
@@ -193,8 +194,8 @@ impl Status {
     }
 
     /// 504.
-    pub fn timeout(message: impl Into<String>) -> Self {
-        Status::new(504, "Timeout", message)
+    pub fn timeout(why: impl fmt::Display) -> Self {
+        Status::new(504, "Timeout", format!("Timeout: {why}"))
     }
 
     /// The object on the wire.
@@ -205,7 +206,9 @@ impl Status {
         object.insert("metadata".into(), json!({}));
         object.insert("status".into(), "Failure".into());
         object.insert("message".into(), self.message.clone().into());
-        object.insert("reason".into(), self.reason.into());
+        if !self.reason.is_empty() {
+            object.insert("reason".into(), self.reason.into());
+        }
         if !self.details.is_null() {
             object.insert("details".into(), self.details.clone());
         }

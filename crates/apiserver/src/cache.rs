@@ -529,6 +529,12 @@ impl Cache {
         self.state.read().last_change
     }
 
+    /// What tells one state of this cache from another: last change and number of objects.
+    pub fn version(&self) -> (u64, usize) {
+        let state = self.state.read();
+        (state.last_change.0, state.objects.len())
+    }
+
     /// How many objects there are.
     pub fn len(&self) -> usize {
         self.state.read().objects.len()

@@ -101,6 +101,8 @@ impl Object {
 pub struct Filter {
     /// Empty: all namespaces.
     pub namespace: String,
+    /// Empty: all names.
+    pub name: String,
     pub labels: LabelSelector,
     pub fields: FieldSelector,
 }
@@ -109,6 +111,7 @@ impl Filter {
     /// Whether the object is selected. `selectable` is the kind's list of selectable fields.
     pub fn matches(&self, object: &Object, selectable: &[&str]) -> bool {
         (self.namespace.is_empty() || *self.namespace == *object.namespace)
+            && (self.name.is_empty() || *self.name == *object.name)
             && self.labels.matches(|key| object.label(key))
             && (self.fields.is_empty()
                 || self.fields.matches(|path| match path {

@@ -1,8 +1,8 @@
 //! Role-based access control: allowed is what a role that is bound to the user allows; nothing is denied.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
-use parking_lot::RwLock;
+use arc_swap::ArcSwap;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -68,49 +68,73 @@ struct Subject {
     namespace: String,
 }
 
-impl Subject {
-    fn is(&self, user: &User) -> bool {
-        match self.kind.as_str() {
-            "User" => self.name == user.name,
-            "Group" => user.in_group(&self.name),
-            "ServiceAccount" => user
-                .name
-                .strip_prefix("system:serviceaccount:")
-                .and_then(|rest| rest.split_once(':'))
-                .is_some_and(|(ns, name)| ns == self.namespace && name == self.name),
-            _ => false,
-        }
-    }
-}
-
-/// A binding with the rules that it binds.
-struct Binding {
+/// What a binding binds and where; shared by all its subjects.
+struct Grant {
     /// Empty for the whole cluster.
     namespace: String,
     /// `ClusterRoleBinding "x" of ClusterRole "y"`, for the reason that reviews show.
     text: String,
-    subjects: Vec<Subject>,
     rules: Vec<PolicyRule>,
+}
+
+/// A grant to one subject, by its place among the subjects: `User "jane"`.
+struct Held {
+    subject: String,
+    grant: Arc<Grant>,
 }
 
 /// Answers from the roles and bindings in the watch caches; they are compiled anew when one of them changed.
 pub struct Authorizer {
     registry: Arc<Registry>,
-    compiled: RwLock<Compiled>,
+    compiled: ArcSwap<Compiled>,
 }
 
+/// What everybody holds, found by name, so that a request looks only at what concerns its user.
 #[derive(Default)]
 struct Compiled {
     /// Revision and number of objects of each of the four caches when this was made.
-    made_of: Vec<(u64, usize)>,
-    bindings: Vec<Arc<Binding>>,
+    made_of: [(u64, usize); 4],
+    /// Service accounts are under their user names.
+    users: HashMap<String, Vec<Held>>,
+    groups: HashMap<String, Vec<Held>>,
+}
+
+impl Compiled {
+    fn held<'a>(&'a self, user: &'a User) -> impl Iterator<Item = &'a Held> {
+        let groups = user.groups.iter().filter_map(|g| self.groups.get(g));
+        self.users.get(&user.name).into_iter().chain(groups).flatten()
+    }
+
+    fn add(&mut self, subject: Subject, grant: &Arc<Grant>) {
+        let Subject { kind, name, namespace } = subject;
+        let (text, list) = match kind.as_str() {
+            "User" => (format!("User {name:?}"), self.users.entry(name)),
+            "Group" => (format!("Group {name:?}"), self.groups.entry(name)),
+            "ServiceAccount" => {
+                let text = format!("ServiceAccount \"{name}/{namespace}\"");
+                (text, self.users.entry(format!("system:serviceaccount:{namespace}:{name}")))
+            }
+            _ => return,
+        };
+        list.or_default().push(Held { subject: text, grant: grant.clone() });
+    }
 }
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 
 impl Authorizer {
     pub fn new(registry: Arc<Registry>) -> Authorizer {
-        Authorizer { registry, compiled: RwLock::default() }
+        Authorizer { registry, compiled: ArcSwap::default() }
+    }
+
+    /// Waits until every role and binding that was acknowledged before this call counts. Upstream's authorizer
+    /// lags behind a little; here the next request already sees what was granted or taken away.
+    pub async fn settle(&self) {
+        for plural in ["roles", "clusterroles", "rolebindings", "clusterrolebindings"] {
+            if let Err(error) = self.registry.builtin(GROUP, plural).cache.fresh().await {
+                tracing::warn!(%error, plural, "authorization: the roles may be out of date");
+            }
+        }
     }
 
     /// Whether the user may, and by which binding.
@@ -118,11 +142,12 @@ impl Authorizer {
         if user.in_group(MASTERS) {
             return Some(String::new());
         }
-        self.bindings()
-            .iter()
-            .filter(|b| b.namespace.is_empty() || (a.is_resource && b.namespace == a.namespace))
-            .find(|b| b.rules.iter().any(|r| r.allows(a)) && b.subjects.iter().any(|s| s.is(user)))
-            .map(|b| format!("RBAC: allowed by {}", b.text))
+        let compiled = self.compiled();
+        compiled
+            .held(user)
+            .filter(|h| h.grant.namespace.is_empty() || (a.is_resource && h.grant.namespace == a.namespace))
+            .find(|h| h.grant.rules.iter().any(|r| r.allows(a)))
+            .map(|h| format!("RBAC: allowed by {} to {}", h.grant.text, h.subject))
     }
 
     /// All rules that apply to a user in a namespace.
@@ -133,11 +158,9 @@ impl Authorizer {
             rules.push(PolicyRule { verbs: all(), api_groups: all(), resources: all(), ..PolicyRule::default() });
             rules.push(PolicyRule { verbs: all(), non_resource_urls: all(), ..PolicyRule::default() });
         }
-        for b in self.bindings() {
-            if (b.namespace.is_empty() || b.namespace == namespace) && b.subjects.iter().any(|s| s.is(user)) {
-                rules.extend(b.rules.iter().cloned());
-            }
-        }
+        let compiled = self.compiled();
+        let here = compiled.held(user).filter(|h| h.grant.namespace.is_empty() || h.grant.namespace == namespace);
+        rules.extend(here.flat_map(|h| h.grant.rules.iter().cloned()));
         rules
     }
 
@@ -148,17 +171,15 @@ impl Authorizer {
         Some(rules_of(&role.value()))
     }
 
-    fn bindings(&self) -> Vec<Arc<Binding>> {
+    fn compiled(&self) -> Arc<Compiled> {
         let resources =
             ["roles", "clusterroles", "rolebindings", "clusterrolebindings"].map(|p| self.registry.builtin(GROUP, p));
-        let made_of: Vec<(u64, usize)> = resources.iter().map(|r| (r.cache.last_change().0, r.cache.len())).collect();
-        {
-            let compiled = self.compiled.read();
-            if compiled.made_of == made_of {
-                return compiled.bindings.clone();
-            }
+        let made_of = resources.map(|r| r.cache.version());
+        let compiled = self.compiled.load();
+        if compiled.made_of == made_of {
+            return Arc::clone(&compiled);
         }
-        let mut bindings = Vec::new();
+        let mut compiled = Compiled { made_of, ..Compiled::default() };
         for (resource, kind) in [(resources[2], "RoleBinding"), (resources[3], "ClusterRoleBinding")] {
             for object in resource.cache.peek_all() {
                 let value = object.value();
@@ -166,19 +187,21 @@ impl Authorizer {
                 let (role_kind, role_name) =
                     (role["kind"].as_str().unwrap_or_default(), role["name"].as_str().unwrap_or_default());
                 let Some(rules) = self.role_rules(role_kind, &object.namespace, role_name) else { continue };
-                let subjects = serde_json::from_value(value["subjects"].clone()).unwrap_or_default();
                 let slash = if object.namespace.is_empty() { String::new() } else { format!("/{}", object.namespace) };
-                bindings.push(Arc::new(Binding {
-                    text: format!("{kind} \"{}{slash}\" of {role_kind} {role_name:?} to", object.name),
+                let grant = Arc::new(Grant {
+                    text: format!("{kind} \"{}{slash}\" of {role_kind} {role_name:?}", object.name),
                     namespace: object.namespace.to_string(),
-                    subjects,
                     rules,
-                }));
+                });
+                let subjects: Vec<Subject> = serde_json::from_value(value["subjects"].clone()).unwrap_or_default();
+                for subject in subjects {
+                    compiled.add(subject, &grant);
+                }
             }
         }
-        let mut compiled = self.compiled.write();
-        *compiled = Compiled { made_of, bindings: bindings.clone() };
-        bindings
+        let compiled = Arc::new(compiled);
+        self.compiled.store(compiled.clone());
+        compiled
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
     convert,
     http::{Body, JSON, respond},
     object::Object,
-    registry::Strategy,
+    registry::{Strategy, strategy::Column},
 };
 
 /// The shape in which objects are shown.
@@ -33,7 +33,7 @@ pub struct Accepted {
     pub pretty: bool,
 }
 
-const SUPPORTED: &str = "application/json, application/yaml";
+const SUPPORTED: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 
 /// Chooses the first thing in `Accept` that can be served.
 pub fn negotiate(headers: &HeaderMap, pretty: bool) -> Result<Accepted, Status> {
@@ -183,15 +183,8 @@ impl Renderer<'_> {
     }
 
     fn table(&self, objects: &[Value], meta: Value, describe: bool) -> Value {
-        let columns: Vec<Value> = self
-            .strategy
-            .columns
-            .iter()
-            .filter(|_| describe)
-            .map(|c| {
-                json!({"name": c.name, "type": c.ty, "format": c.format, "description": c.name, "priority": c.priority})
-            })
-            .collect();
+        let column = |c: &Column| json!({"name": c.name, "type": c.ty, "format": c.format, "description": c.name, "priority": c.priority});
+        let columns: Option<Vec<Value>> = describe.then(|| self.strategy.columns.iter().map(column).collect());
         let rows: Vec<Value> = objects
             .iter()
             .map(|o| {

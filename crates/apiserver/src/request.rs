@@ -4,6 +4,7 @@ use http::{Method, Uri};
 use skiff_api::{
     Status,
     selector::{FieldSelector, LabelSelector},
+    validation::FieldError,
 };
 
 use crate::object::Filter;
@@ -197,14 +198,18 @@ pub struct WriteOptions {
     pub field_validation: FieldValidation,
 }
 
+/// A write's option that cannot be.
+fn bad_option(fault: FieldError) -> Status {
+    Status::invalid("meta.k8s.io", "CreateOptions", "", &[fault])
+}
+
 impl WriteOptions {
     pub fn parse(query: &Query) -> Result<WriteOptions, Status> {
         let mut options = WriteOptions::default();
         for value in query.get_all("dryRun").filter(|v| !v.is_empty()) {
             if value != "All" {
-                return Err(Status::bad_request(format!(
-                    "Invalid value: [{value:?}]: dryRun: Unsupported value: {value:?}: supported values: \"All\""
-                )));
+                let given: Vec<&str> = query.get_all("dryRun").collect();
+                return Err(bad_option(FieldError::not_supported("dryRun", given, &["All"])));
             }
             options.dry_run = true;
         }
@@ -213,9 +218,8 @@ impl WriteOptions {
             Some("Strict") => FieldValidation::Strict,
             Some("Ignore") => FieldValidation::Ignore,
             Some(other) => {
-                return Err(Status::bad_request(format!(
-                    "fieldValidation: Unsupported value: {other:?}: supported values: \"\", \"Ignore\", \"Strict\", \"Warn\""
-                )));
+                let fault = FieldError::not_supported("fieldValidation", other, &["", "Ignore", "Strict", "Warn"]);
+                return Err(bad_option(fault));
             }
         };
         Ok(options)
@@ -261,7 +265,7 @@ impl ListOptions {
             }
         };
         Ok(ListOptions {
-            filter: Filter { namespace: namespace.to_owned(), labels, fields },
+            filter: Filter { namespace: namespace.to_owned(), name: String::new(), labels, fields },
             limit: usize::try_from(non_negative("limit")?.unwrap_or(0)).unwrap_or(usize::MAX),
             continue_token: query.get("continue").filter(|s| !s.is_empty()).map(str::to_owned),
             resource_version,

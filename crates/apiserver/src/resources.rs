@@ -71,13 +71,25 @@ pub fn decode_bytes(media_type: &str, body: &[u8]) -> Result<decode::Decoded, St
             decode::yaml(text)
         }
         "application/vnd.kubernetes.protobuf" => {
-            let value = protobuf::decode(body)
-                .map_err(|e| Status::bad_request(format!("error decoding request body: {e}")))?;
+            let value =
+                protobuf::decode(body).map_err(|e| Status::bad_request(format!("error decoding request body: {e}")))?;
             return Ok(decode::Decoded { value, duplicates: Vec::new() });
         }
         _ => return Err(Status::unsupported_media_type(OBJECT_TYPES)),
     };
     decoded.map_err(|e| Status::bad_request(format!("error decoding request body: {e}")))
+}
+
+/// The beginning of a body for a message, as upstream shows it.
+fn summary(body: &[u8]) -> String {
+    const SHOWN: usize = 30;
+    let head = &body[..body.len().min(SHOWN)];
+    let more = if body.len() > SHOWN { " ..." } else { "" };
+    match body.first() {
+        None => "<empty>".to_owned(),
+        Some(b'{') => format!("{}{more}", String::from_utf8_lossy(head)),
+        Some(_) => head.iter().map(|b| format!("{b:02x}")).collect::<String>() + more,
+    }
 }
 
 /// Decodes an object of `kind`, brings it into form, and returns it with the warnings that it deserves.
@@ -87,11 +99,20 @@ pub fn decode_object(
     body: &[u8],
     validation: FieldValidation,
 ) -> Result<(Value, Vec<String>), Status> {
-    let decode::Decoded { mut value, duplicates } = decode_bytes(media_type, body)?;
-    if !value.is_object() {
-        return Err(Status::bad_request(format!(
-            "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}",
+    let unrecognized = |why: &str| {
+        Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse error: {why} ({})",
             kind.kind,
+            summary(body)
+        ))
+    };
+    let decode::Decoded { mut value, duplicates } = match media_type {
+        "" | "application/json" => decode::json(body).map_err(|e| unrecognized(&e.to_string()))?,
+        _ => decode_bytes(media_type, body)?,
+    };
+    if !value.is_object() {
+        return Err(unrecognized(&format!(
+            "json: cannot unmarshal {} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}",
             if value.is_array() { "array" } else { "value" },
         )));
     }
@@ -150,10 +171,13 @@ pub async fn get(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, S
     Ok(asked.renderer().object(200, &object.bytes))
 }
 
+const CONTINUE_EXPIRED: &str = "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
+
 /// A list's place for its next page: the revision that all pages share and the last key.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Continue {
-    rv: u64,
+    /// -1: the rest of a list whose revision is gone, as it is now.
+    rv: i64,
     start: String,
 }
 
@@ -219,6 +243,17 @@ pub async fn list(asked: &Asked<'_>) -> Result<Response<Body>, Status> {
                 )],
             ));
         }
+        if how == "Exact" && options.resource_version == Some(0) {
+            return Err(Status::invalid(
+                "meta.k8s.io",
+                "ListOptions",
+                "",
+                &[skiff_api::validation::FieldError::forbidden(
+                    "resourceVersionMatch",
+                    "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+                )],
+            ));
+        }
     }
     let listed = match options.continue_token.take() {
         Some(token) => {
@@ -226,10 +261,19 @@ pub async fn list(asked: &Asked<'_>) -> Result<Response<Body>, Status> {
                 return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
             }
             let token = Continue::decode(&token, cache.prefix())?;
-            cache
-                .list_at(&options.filter, options.limit, Some(&token.start), Revision(token.rv))
-                .await
-                .map_err(status)?
+            let (filter, limit, start) = (&options.filter, options.limit, Some(token.start.as_str()));
+            match u64::try_from(token.rv) {
+                Err(_) => cache.list(filter, limit, start).await.map_err(status)?,
+                Ok(rv) => match cache.list_at(filter, limit, start, Revision(rv)).await.map_err(status) {
+                    Err(mut expired) if expired.reason == "Expired" => {
+                        expired.message = CONTINUE_EXPIRED.to_owned();
+                        let mut answer = expired.to_value();
+                        answer["metadata"]["continue"] = Continue { rv: -1, start: token.start }.encode().into();
+                        return Ok(crate::http::json(expired.code, &answer));
+                    }
+                    other => other?,
+                },
+            }
         }
         None => match (options.resource_version, options.resource_version_match.as_deref()) {
             (Some(rv), Some("Exact")) => {
@@ -244,15 +288,20 @@ pub async fn list(asked: &Asked<'_>) -> Result<Response<Body>, Status> {
             }
         },
     };
-    let more = listed
-        .more
-        .map(|(key, remaining)| (Continue { rv: listed.revision.0, start: key.to_string() }.encode(), remaining));
+    let more = listed.more.map(|(key, remaining)| {
+        let rv = i64::try_from(listed.revision.0).unwrap_or(i64::MAX);
+        (Continue { rv, start: key.to_string() }.encode(), remaining)
+    });
     Ok(asked.renderer().list(&listed.objects, listed.revision, more))
 }
 
 pub async fn watch(asked: &Asked<'_>) -> Result<Response<Body>, Status> {
-    let options = ListOptions::parse(asked.query, asked.namespace())?;
+    let mut options = ListOptions::parse(asked.query, asked.namespace())?;
     check_fields(asked, &options)?;
+    // The old path names one object; a field selector of that name is the same watch.
+    if !asked.info.name.is_empty() {
+        options.filter.name = asked.info.name.clone();
+    }
     let cache = &asked.resource.cache;
     // As upstream: between half an hour and an hour unless the client says otherwise.
     let seconds = options.timeout_s.filter(|t| *t > 0).unwrap_or_else(|| 1800 + rand::random_range(0..1800));
@@ -400,14 +449,14 @@ pub async fn update(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Re
     let (value, warnings) = decode_object(asked.kind, asked.media_type(), &asked.body, options.field_validation)?;
     let name = &asked.info.name;
     let given = meta_str(&value, "name");
+    if given.is_empty() {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+        )));
+    }
     if given != name {
         return Err(Status::bad_request(format!(
-            "the name of the object ({}) does not match the name on the URL ({name})",
-            if given.is_empty() {
-                "based on metadata.name: name must be provided".to_owned()
-            } else {
-                given.to_owned()
-            }
+            "the name of the object ({given}) does not match the name on the URL ({name})"
         )));
     }
     let namespace = meta_str(&value, "namespace");
@@ -438,6 +487,27 @@ pub async fn update(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Re
     Ok(response)
 }
 
+/// 422 for a patch whose result is no object of its kind.
+fn bad_patch(patch: &Value, why: &str) -> Status {
+    let fault = skiff_api::validation::FieldError::invalid("patch", go_text(patch), why);
+    Status::invalid("", "", "", &[fault])
+}
+
+/// A value as Go prints it with `%+v`.
+fn go_text(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".to_owned(),
+        Value::String(s) => s.clone(),
+        Value::Array(list) => format!("[{}]", list.iter().map(go_text).collect::<Vec<_>>().join(" ")),
+        Value::Object(map) => {
+            let mut parts: Vec<String> = map.iter().map(|(k, v)| format!("{k}:{}", go_text(v))).collect();
+            parts.sort();
+            format!("map[{}]", parts.join(" "))
+        }
+        other => other.to_string(),
+    }
+}
+
 /// The function from the old object to the patched one, in the version of `kind`.
 pub fn patched(
     kind: &'static Kind,
@@ -458,7 +528,7 @@ pub fn patched(
             }
         }
     };
-    let patch = decoded.value;
+    let patch = decoded.value.clone();
     let media_type = media_type.to_owned();
     let type_name = kind.type_name();
     Ok(move |old: &Value| {
@@ -491,14 +561,11 @@ pub fn patched(
                 )));
             }
         }
-        let unknown = conform(kind, &mut value)?;
-        let problems: Vec<String> = unknown.iter().map(|u| format!("unknown field {u:?}")).collect();
+        let unknown = conform(kind, &mut value).map_err(|e| bad_patch(&patch, &e.message))?;
+        let mut problems: Vec<String> = decoded.duplicates.iter().map(|d| format!("duplicate field {d:?}")).collect();
+        problems.extend(unknown.iter().map(|u| format!("unknown field {u:?}")));
         if validation == FieldValidation::Strict && !problems.is_empty() {
-            let text = format!("strict decoding error: {}", problems.join(", "));
-            return Err(Status::bad_request(format!(
-                "{} in version {:?} cannot be handled as a {}: {text}",
-                kind.kind, kind.version, kind.kind
-            )));
+            return Err(bad_patch(&patch, &format!("strict decoding error: {}", problems.join(", "))));
         }
         Ok((value, if validation == FieldValidation::Ignore { Vec::new() } else { problems }))
     })

@@ -132,6 +132,13 @@ impl ApiServer {
         request: Request<Body>,
     ) -> Result<Response<Body>, Status> {
         let user = self.authenticator.user(certificate, request.headers()).await?;
+        // Administrators need no roles, but may ask about those of others.
+        if !user.in_group(auth::MASTERS)
+            || info.group.ends_with("authorization.k8s.io")
+            || request.headers().contains_key("impersonate-user")
+        {
+            self.authorizer.settle().await;
+        }
         let user = self.impersonate(user, request.headers())?;
         self.authorize(&user, info)?;
         if !info.is_resource {
@@ -255,7 +262,9 @@ impl ApiServer {
                     "id_token_signing_alg_values_supported": ["ES256"],
                 }),
             ),
-            _ => return Err(Status::no_such_resource()),
+            ["api" | "apis", ..] => return Err(Status::no_such_resource()),
+            // Whoever is lost is told where he could go.
+            _ => json_response(404, &root_paths()),
         })
     }
 

@@ -330,6 +330,8 @@ pub async fn token(
         }
     }
     let (token, ends) = tokens.issue(&wanted).map_err(Status::internal)?;
+    request["kind"] = "TokenRequest".into();
+    request["apiVersion"] = "authentication.k8s.io/v1".into();
     request["metadata"] = json!({"name": &*account.name, "namespace": &*account.namespace, "creationTimestamp": now()});
     request["spec"]["expirationSeconds"] = seconds.into();
     request["status"] = json!({"token": token, "expirationTimestamp": ends.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()});

@@ -15,12 +15,7 @@ pub(super) async fn admit(admission: &Admission, a: &Attributes<'_>) -> Result<(
     }
     let namespaces = admission.registry.builtin("", "namespaces");
     let key = namespaces.key("", &a.namespace);
-    // Only a miss needs the certainty of a fresh read.
-    let found = match namespaces.cache.peek(&key) {
-        Some(object) => Some(object),
-        None => namespaces.cache.get(&key).await.map_err(Status::internal)?,
-    };
-    let Some(namespace) = found else {
+    let Some(namespace) = namespaces.cache.get(&key).await.map_err(Status::internal)? else {
         return Err(Status::not_found("", "namespaces", &a.namespace));
     };
     let value = namespace.value();

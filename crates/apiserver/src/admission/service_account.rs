@@ -53,7 +53,7 @@ fn mount_token(pod: &mut Value) {
     let volume = existing.clone().unwrap_or_else(|| crate::registry::engine::generated_name("kube-api-access-"));
     let mut used = false;
     for list in ["initContainers", "containers"] {
-        for container in pod["spec"][list].as_array_mut().into_iter().flatten() {
+        for container in pod["spec"].get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
             let mounts = &mut container["volumeMounts"];
             if mounts.as_array().into_iter().flatten().any(|m| m["mountPath"] == MOUNT_PATH) {
                 continue;

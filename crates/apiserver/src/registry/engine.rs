@@ -84,9 +84,7 @@ pub struct Engine {
 /// A store's failure as clients see it.
 pub fn store_status(error: &skiff_store::Error) -> Status {
     match error.code() {
-        Code::Compacted => Status::expired(
-            "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter.",
-        ),
+        Code::Compacted => Status::expired("The resourceVersion for the provided list is too old."),
         Code::TooLarge => Status::too_large(format!("etcdserver: {error}")),
         Code::NoSpace => Status::internal(format!("etcdserver: mvcc: database space exceeded: {error}")),
         Code::Unavailable => Status::unavailable(error.to_string()),
@@ -132,7 +130,7 @@ impl Engine {
         }
         let rv = take_revision(&mut value);
         if rv.is_some_and(|rv| rv != "0") {
-            return Err(Status::internal("resourceVersion should not be set on objects to be created"));
+            return Err(Status::new(500, "", "resourceVersion should not be set on objects to be created"));
         }
         let generated = meta_str(&value, "name").is_empty() && !meta_str(&value, "generateName").is_empty();
         (resource.strategy.defaults)(&mut value);
@@ -157,9 +155,11 @@ impl Engine {
         }
         // Mutation may have added what needs defaults of its own.
         (resource.strategy.defaults)(&mut value);
+        drop_nulls(kind, &mut value);
         let mut faults = Faults::default();
         meta::validate(&value, resource.strategy.names, &mut faults);
         (resource.strategy.validate)(&value, &mut faults);
+        (resource.strategy.validate_create)(&value, &mut faults);
         let reservation = self.services.assign(kind, &mut value, None, &mut faults);
         let name = meta_str(&value, "name").to_owned();
         if !faults.0.is_empty() {
@@ -226,7 +226,7 @@ impl Engine {
                     kind.group,
                     kind.plural,
                     name,
-                    format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", old.uid),
+                    invalid_uid(&old.key, old.revision, uid, &old.uid),
                 ));
             }
             let reservation =
@@ -327,6 +327,7 @@ impl Engine {
             let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
             meta_mut(new).insert("generation".into(), generation.into());
         }
+        drop_nulls(kind, new);
         let mut faults = Faults::default();
         meta::validate(new, |_| Vec::new(), &mut faults);
         meta::validate_update(new, old, &mut faults);
@@ -542,15 +543,44 @@ fn set_propagation_finalizers(value: &mut Value, propagation: Option<Propagation
 fn check_preconditions(resource: &Resource, name: &str, old: &Object, options: &DeleteOptions) -> Result<(), Status> {
     let (kind, revision) = (resource.kind, old.revision.0.to_string());
     let fault = match (&options.uid, &options.resource_version) {
-        (Some(uid), _) if **uid != *old.uid => {
-            format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", old.uid)
-        }
+        (Some(uid), _) if **uid != *old.uid => format!(
+            "the UID in the precondition ({uid}) does not match the UID in record ({}). The object might have been deleted and then recreated",
+            old.uid
+        ),
         (_, Some(rv)) if *rv != revision => format!(
-            "Precondition failed: ResourceVersion in precondition: {rv}, ResourceVersion in object meta: {revision}"
+            "the ResourceVersion in the precondition ({rv}) does not match the ResourceVersion in record ({revision}). The object might have been modified"
         ),
         _ => return Ok(()),
     };
-    Err(Status::conflict(kind.group, kind.plural, name, fault))
+    // Upstream names the kind here, not the resource.
+    Err(Status::conflict(kind.group, kind.kind, name, fault))
+}
+
+/// Why a write of an object that was made anew meanwhile is refused, in the words of upstream's storage.
+fn invalid_uid(key: &str, revision: Revision, given: &str, uid: &str) -> String {
+    format!(
+        "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: {}, AdditionalErrorMsg: Precondition failed: UID in precondition: {given}, UID in object meta: {uid}",
+        revision.0
+    )
+}
+
+/// Removes what indexing for writing left behind. Fields of any content keep their nulls.
+fn drop_nulls(kind: &skiff_api::Kind, value: &mut Value) {
+    fn drop(value: &mut Value) {
+        match value {
+            Value::Object(map) => {
+                if map.values().any(Value::is_null) {
+                    map.retain(|_, v| !v.is_null());
+                }
+                map.values_mut().for_each(drop);
+            }
+            Value::Array(list) => list.iter_mut().for_each(drop),
+            _ => {}
+        }
+    }
+    if !["ControllerRevision", "CustomResourceDefinition"].contains(&kind.kind) && kind.group != "resource.k8s.io" {
+        drop(value);
+    }
 }
 
 /// Kinds whose deletion answers with the object instead of a `Status`.

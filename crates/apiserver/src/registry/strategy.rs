@@ -16,6 +16,8 @@ pub struct Strategy {
     /// The same before an update; the engine has already kept the status of the old object.
     pub prepare_update: fn(&mut Value, &Value),
     pub validate: fn(&Value, &mut Faults),
+    /// Rules for a new object alone.
+    pub validate_create: fn(&Value, &mut Faults),
     /// Rules between new and old; [`validate`](Strategy::validate) runs as well.
     pub validate_update: fn(&Value, &Value, &mut Faults),
     /// Rules for a write of the status.
@@ -80,6 +82,7 @@ impl Strategy {
         prepare_create: |_| {},
         prepare_update: |_, _| {},
         validate: |_, _| {},
+        validate_create: |_, _| {},
         validate_update: |_, _, _| {},
         validate_status: |_, _, _| {},
         warnings: |_| Vec::new(),

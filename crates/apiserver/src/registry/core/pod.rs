@@ -32,9 +32,10 @@ pub(crate) static STRATEGY: Strategy = Strategy {
     validate: |o, faults| {
         let spec = &o["spec"];
         pod_spec::validate(spec, "spec", faults);
-        if !spec["ephemeralContainers"].as_array().is_none_or(Vec::is_empty) && spec["nodeName"].is_null() {
-            let why = "cannot be set on create";
-            faults.push(FieldError::forbidden("spec.ephemeralContainers", why));
+    },
+    validate_create: |o, faults| {
+        if !o["spec"]["ephemeralContainers"].as_array().is_none_or(Vec::is_empty) {
+            faults.push(FieldError::forbidden("spec.ephemeralContainers", "cannot be set on create"));
         }
     },
     validate_update,

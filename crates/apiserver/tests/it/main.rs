@@ -1,0 +1,13 @@
+//! The API server as its clients meet it: requests enter the whole handler chain, answers are what is sent back.
+
+mod access;
+mod api;
+mod decoding;
+mod deletion;
+mod lists;
+mod objects;
+mod patches;
+mod pods;
+mod services;
+mod shapes;
+mod watches;
