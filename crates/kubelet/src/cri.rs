@@ -190,6 +190,13 @@ impl Runtime {
         gone_is_fine(whole(async move { client.remove_container(request).await }).await.map(drop))
     }
 
+    /// Has the container's output written to a new file under the name of its log.
+    pub(crate) async fn reopen_log(&self, id: &str) -> Result<()> {
+        let request = v1::ReopenContainerLogRequest { container_id: id.to_owned() };
+        self.runtime.clone().reopen_container_log(request).await?;
+        Ok(())
+    }
+
     /// Runs a command to its end; 0 seconds for no limit.
     pub(crate) async fn exec_sync(&self, id: &str, cmd: Vec<String>, timeout_s: i64) -> Result<v1::ExecSyncResponse> {
         let request = v1::ExecSyncRequest { container_id: id.to_owned(), cmd, timeout: timeout_s };

@@ -125,6 +125,7 @@ pub async fn run(
     tasks.spawn(node::watch_readiness(runtime, readiness_sender));
     tasks.spawn(pass_network(readiness.clone(), network_sender, kubelet.pods.clone()));
     tasks.spawn(node::run(kubelet.clone(), readiness));
+    tasks.spawn(logs::rotate::run(kubelet.clone()));
     tasks.spawn(kubelet.clone().watch_runtime());
     tasks.spawn(kubelet.clone().watch_pods(pods_of_node));
     shutdown.await;

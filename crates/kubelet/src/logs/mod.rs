@@ -2,6 +2,7 @@
 
 mod follow;
 mod line;
+pub(crate) mod rotate;
 
 use std::{
     io::{self, Read as _, Seek as _, SeekFrom},

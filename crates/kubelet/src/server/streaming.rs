@@ -53,7 +53,10 @@ pub(super) async fn attach(
 ) -> Result<Response<Body>, Failure> {
     let (stdin, stdout, stderr, _) = streams(query)?;
     let handle = find_pod(kubelet, namespace, pod)?;
-    let container_id = running_container(&handle, container)?;
+    let container_id = running_container(&handle, container).map_err(|failure| Failure {
+        message: format!("container {container} not found in pod {pod}_{namespace}"),
+        ..failure
+    })?;
     // A terminal is the container's affair, not the client's.
     let containers = handle.pod().all_containers();
     let tty = containers.iter().any(|(_, c)| c.name == container && c.tty == Some(true));

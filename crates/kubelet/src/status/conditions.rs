@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Those that the kubelet writes; all others are other people's and kept.
-pub(super) const OWNED: [&str; 5] =
+pub(in crate::status) const OWNED: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
 struct Finding {
@@ -53,7 +53,9 @@ pub(super) fn conditions(inputs: &Inputs<'_>, status: &PodStatus) -> Vec<PodCond
             last_probe_time: None,
         });
     }
-    out.extend(old.iter().filter(|c| !OWNED.contains(&c.type_.as_str())).cloned());
+    // As the API has them now: others write these.
+    let current = inputs.pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    out.extend(current.iter().filter(|c| !OWNED.contains(&c.type_.as_str())).cloned());
     out
 }
 

@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use skiff_client::WorkQueue;
 use tokio::sync::watch;
 
+use super::conditions::OWNED;
 use crate::pod::{PodExt, PodUid};
 
 /// How many statuses are sent at once.
@@ -41,6 +42,34 @@ struct Slot {
     sent: PodStatus,
     /// The version that is at the server.
     done: watch::Sender<u64>,
+    /// The resource version that the last patch made, and the last one that was compared.
+    written: u64,
+    compared: u64,
+}
+
+impl Slot {
+    /// Whether somebody else changed what is the kubelet's to say, as the node lifecycle controller does with a pod's
+    /// readiness while the node is not heard of.
+    fn overwritten(&mut self, pod: &Pod) -> bool {
+        let version = resource_version(pod);
+        let in_flight = *self.done.borrow() < self.version;
+        if in_flight || self.version == 0 || version <= self.compared || version < self.written {
+            return false;
+        }
+        self.compared = version;
+        let said = |status: &PodStatus| {
+            let conditions = status.conditions.iter().flatten().filter(|c| OWNED.contains(&c.type_.as_str()));
+            let mut said: Vec<(String, String)> = conditions.map(|c| (c.type_.clone(), c.status.clone())).collect();
+            said.sort();
+            (status.phase.clone(), said)
+        };
+        pod.status.as_ref().is_some_and(|status| said(status) != said(&self.sent))
+    }
+}
+
+/// Kubernetes lets clients compare these since 1.35; 0 for none.
+fn resource_version(pod: &Pod) -> u64 {
+    pod.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
 impl Sender {
@@ -63,8 +92,14 @@ impl Sender {
             wanted: PodStatus::default(),
             sent: pod.status.clone().unwrap_or_default(),
             done: watch::Sender::new(0),
+            written: 0,
+            compared: 0,
         });
-        if slot.wanted == status {
+        let overwritten = slot.overwritten(pod);
+        if overwritten {
+            slot.sent = pod.status.clone().unwrap_or_default();
+        }
+        if slot.wanted == status && !overwritten {
             return slot.version;
         }
         slot.version += 1;
@@ -112,11 +147,12 @@ impl Sender {
             let patch = diff(&slot.sent, &slot.wanted);
             (slot.namespace.clone(), slot.name.clone(), slot.version, slot.wanted.clone(), patch)
         };
+        let mut written = 0;
         if let Some(status) = patch {
             let pods: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
             let body = json!({"metadata": {"uid": uid.as_str()}, "status": status});
             match pods.patch_status(&name, &PatchParams::default(), &Patch::Strategic(body)).await {
-                Ok(_) => {}
+                Ok(pod) => written = resource_version(&pod),
                 // The pod is gone, or a namesake is in its place.
                 Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 || status.code == 422 => {
                     tracing::debug!(pod = %uid, code = status.code, message = %status.message, "status refused");
@@ -129,6 +165,7 @@ impl Sender {
         }
         if let Some(slot) = self.slots.lock().get_mut(uid) {
             slot.sent = wanted;
+            slot.written = slot.written.max(written);
             slot.done.send_replace(version);
         }
         Ok(())
@@ -178,7 +215,9 @@ fn merged(old: Option<&Value>, new: &Value, key: &str) -> Value {
     let (old, new) = (elements(old), elements(Some(new)));
     let same = |list: &[Value], element: &Value| list.iter().any(|e| e[key] == element[key]);
     let removed = old.iter().filter(|e| !same(&new, e)).map(|e| json!({"$patch": "delete", key: e[key]}));
-    let changed = new.iter().filter(|e| !old.contains(e)).map(|element| {
+    // Conditions of others are theirs.
+    let ours = |element: &Value| key != "type" || element[key].as_str().is_some_and(|kind| OWNED.contains(&kind));
+    let changed = new.iter().filter(|e| ours(e) && !old.contains(e)).map(|element| {
         let mut element = element.clone();
         // What the element no longer has must be said.
         if let Some(before) = old.iter().find(|e| e[key] == element[key]).and_then(Value::as_object) {

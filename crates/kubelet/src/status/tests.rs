@@ -176,7 +176,8 @@ fn completed_pods_and_gates() {
     let gated = case.compute();
     assert_eq!(condition(&gated, "Ready").1, "ReadinessGatesNotReady");
     assert_eq!(condition(&gated, "ContainersReady").0, "True");
-    case.old.conditions = Some(vec![serde_json::from_value(json!({"type": "x.io/g", "status": "True"})).unwrap()]);
+    let gate = serde_json::from_value(json!({"type": "x.io/g", "status": "True"})).unwrap();
+    case.pod.status = Some(PodStatus { conditions: Some(vec![gate]), ..PodStatus::default() });
     let open = case.compute();
     assert_eq!(condition(&open, "Ready").0, "True");
     assert_eq!(condition(&open, "x.io/g").0, "True");

@@ -363,6 +363,18 @@ async fn a_dead_sandbox_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_others_say_of_readiness_is_put_right() {
+    let node = Node1::new().await;
+    node.create("web", json!({"containers": [container("a", "run")]})).await;
+    node.until_ready("web").await;
+    let conditions = json!([{"type": "Ready", "status": "False"}, {"type": "x.io/mine", "status": "True"}]);
+    let body = json!({"status": {"conditions": conditions}});
+    node.pods().patch_status("web", &PatchParams::default(), &Patch::Strategic(body)).await.unwrap();
+    let pod = node.until_ready("web").await;
+    assert_eq!(condition(&pod, "x.io/mine")["status"], "True");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_node_is_registered_and_leased() {
     let node = Node1::new().await;
     let nodes: Api<Node> = Api::all(node.client.clone());

@@ -16,6 +16,7 @@ use self::{plan::Verdict, stop::Stopping};
 use crate::{
     backoff::Backoffs,
     kubelet::{Kubelet, PodHandle},
+    logs,
     observed::{Observed, ObservedContainer, observe},
     pod::{PodExt, timestamp},
     probes::Probing,
@@ -385,8 +386,7 @@ impl Worker {
                 continue;
             }
             if !log.is_empty()
-                && let Err(error) = std::fs::remove_file(&log)
-                && error.kind() != std::io::ErrorKind::NotFound
+                && let Err(error) = logs::rotate::remove(std::path::Path::new(&log))
             {
                 tracing::warn!(log, %error, "cannot remove an old container's log");
             }
