@@ -1,8 +1,12 @@
 //! OpenAPI v3, made from the table of fields when first asked for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Read as _,
+};
 
 use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, header};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use skiff_api::{
@@ -10,10 +14,15 @@ use skiff_api::{
     fields::{self, ListKind, Scalar, Type, TypeDef},
     kinds::KINDS,
 };
+use skiff_descriptions::Descriptions;
 
-use crate::discovery;
+use crate::{
+    discovery,
+    http::{Body, JSON, respond},
+};
 
-/// The documents that were made, by path such as `apis/apps/v1`.
+/// The documents that were made, by path such as `apis/apps/v1`. They are kept as they are mostly sent, compressed: a
+/// tenth of their size.
 #[derive(Default)]
 pub struct OpenApi {
     made: Mutex<BTreeMap<String, Bytes>>,
@@ -32,8 +41,23 @@ impl OpenApi {
         json!({"paths": paths})
     }
 
-    /// A document by its path; nothing if there is none.
-    pub fn document(&self, path: &str) -> Option<Bytes> {
+    /// The answer to a request for a document; nothing if there is none at this path.
+    pub fn answer(&self, path: &str, headers: &HeaderMap) -> Option<Response<Body>> {
+        let compressed = self.document(path)?;
+        let accepts = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|v| v.to_str().ok());
+        let mut response = if accepts.flat_map(|v| v.split(',')).any(|e| e.trim().split(';').next() == Some("gzip")) {
+            let mut response = respond(200, JSON, compressed);
+            response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            response
+        } else {
+            respond(200, JSON, unpacked(&compressed))
+        };
+        response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+        Some(response)
+    }
+
+    /// A document by its path, compressed with gzip.
+    fn document(&self, path: &str) -> Option<Bytes> {
         let (group, version) = match path.split('/').collect::<Vec<_>>().as_slice() {
             ["api", version] => (String::new(), (*version).to_owned()),
             ["apis", group, version] => ((*group).to_owned(), (*version).to_owned()),
@@ -44,8 +68,20 @@ impl OpenApi {
             return None;
         }
         let mut made = self.made.lock();
-        Some(made.entry(path.to_owned()).or_insert_with(|| document(&kinds).to_string().into()).clone())
+        Some(made.entry(path.to_owned()).or_insert_with(|| packed(&document(&kinds))).clone())
     }
+}
+
+fn packed(document: &Value) -> Bytes {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    serde_json::to_writer(&mut encoder, document).expect("writing JSON into memory cannot fail");
+    encoder.finish().expect("writing into memory cannot fail").into()
+}
+
+fn unpacked(compressed: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    flate2::read::GzDecoder::new(compressed).read_to_end(&mut out).expect("bytes that this server compressed");
+    out
 }
 
 fn document_path(group: &str, version: &str) -> String {
@@ -68,9 +104,10 @@ fn document(kinds: &[&Kind]) -> Value {
         need(name, &mut needed);
     }
     let mut schemas = Map::new();
+    let descriptions = Descriptions::load();
     for name in needed {
         if let Some(def) = fields::lookup(name) {
-            schemas.insert(format!("io.k8s.{name}"), schema(def));
+            schemas.insert(format!("io.k8s.{name}"), schema(def, &descriptions));
         }
     }
     json!({
@@ -127,15 +164,28 @@ fn type_schema(ty: &Type) -> Value {
     }
 }
 
-fn schema(def: &TypeDef) -> Value {
+fn schema(def: &TypeDef, descriptions: &Descriptions) -> Value {
     let mut schema = match def.is {
         Some(s) => scalar(s),
         None => json!({"type": "object"}),
     };
+    let described = descriptions.of(def.name);
+    // What is said of the type itself is said of every object's and list's `kind` and `apiVersion` alike.
+    let any_object = descriptions.of("api.core.v1.Pod");
+    let of_field = |name: &str| match described {
+        Some(described) => described.fields.get(name),
+        None => any_object.filter(|_| ["kind", "apiVersion"].contains(&name)).and_then(|o| o.fields.get(name)),
+    };
+    if let Some(text) = described.map(|d| d.text.as_str()).filter(|t| !t.is_empty()) {
+        schema["description"] = text.into();
+    }
     if !def.fields.is_empty() {
         let mut properties = Map::new();
         for field in &def.fields {
             let mut value = type_schema(&field.ty);
+            if let Some(text) = of_field(field.name) {
+                value["description"] = text.as_str().into();
+            }
             if let Some(kind) = field.list {
                 value["x-kubernetes-list-type"] = match kind {
                     ListKind::Atomic => "atomic",
@@ -309,7 +359,14 @@ mod tests {
     #[test]
     fn documents_are_whole() {
         let api = OpenApi::default();
-        let doc: Value = serde_json::from_slice(&api.document("apis/apps/v1").unwrap()).unwrap();
+        let doc: Value = serde_json::from_slice(&unpacked(&api.document("apis/apps/v1").unwrap())).unwrap();
+        let schemas = &doc["components"]["schemas"];
+        let replicas = &schemas["io.k8s.api.apps.v1.DeploymentSpec"]["properties"]["replicas"];
+        assert!(replicas["description"].as_str().unwrap().starts_with("Number of desired pods."));
+        assert!(schemas["io.k8s.api.apps.v1.Deployment"]["description"].is_string());
+        // A field of another type's is described beside the reference.
+        let spec = &schemas["io.k8s.api.apps.v1.Deployment"]["properties"]["spec"];
+        assert!(spec["allOf"].is_array() && spec["description"].is_string(), "{spec}");
         let text = doc.to_string();
         for reference in text.split("#/components/schemas/").skip(1) {
             let name = reference.split('"').next().unwrap();

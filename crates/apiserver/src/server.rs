@@ -27,7 +27,7 @@ use crate::{
     auth::{self, ServiceAccountTokens, User},
     authn::Authenticator,
     bootstrap, discovery,
-    http::{Body, BoxError, JSON, failure, full, json as json_response, read_body, respond, text},
+    http::{Body, BoxError, failure, full, json as json_response, read_body, respond, text},
     metrics::Metrics,
     openapi::OpenApi,
     proxy::{self, Backends},
@@ -249,8 +249,7 @@ impl ApiServer {
             }
             ["openapi", "v3"] => json_response(200, &self.openapi.index()),
             ["openapi", "v3", rest @ ..] => {
-                let document = self.openapi.document(&rest.join("/")).ok_or_else(Status::no_such_resource)?;
-                respond(200, JSON, document)
+                self.openapi.answer(&rest.join("/"), headers).ok_or_else(Status::no_such_resource)?
             }
             [".well-known", "openid-configuration"] => json_response(
                 200,
