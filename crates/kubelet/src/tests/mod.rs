@@ -2,6 +2,7 @@
 
 mod api;
 mod cri;
+mod server;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -25,6 +26,7 @@ struct Node1 {
     client: Client,
     runtime: FakeRuntime,
     dir: PathBuf,
+    server: Option<crate::ServerConfig>,
     kubelet: Option<(oneshot::Sender<()>, JoinHandle<Result<(), crate::Error>>)>,
 }
 
@@ -39,9 +41,13 @@ impl Drop for Node1 {
 
 impl Node1 {
     async fn new() -> Node1 {
+        Node1::with_server(None).await
+    }
+
+    async fn with_server(server: Option<crate::ServerConfig>) -> Node1 {
         let client = skiff_client::in_process(TestApi(FakeApi::new()), "test", "default");
         let dir = std::env::temp_dir().join(format!("skiff-kubelet-{:x}", rand::random::<u64>()));
-        let mut node = Node1 { client, runtime: FakeRuntime::new(), dir, kubelet: None };
+        let mut node = Node1 { client, runtime: FakeRuntime::new(), dir, server, kubelet: None };
         node.start();
         node
     }
@@ -51,6 +57,7 @@ impl Node1 {
         config.root_dir = self.dir.join("kubelet");
         config.pod_logs_dir = self.dir.join("logs");
         config.cgroup_mount = None;
+        config.server = self.server.clone();
         let (runtime, images) =
             skiff_cri::connect_in_process(Arc::new(self.runtime.clone()), Arc::new(self.runtime.clone()));
         let (stop, stopped) = oneshot::channel();
