@@ -325,6 +325,8 @@ async fn probes_restart_and_gate() {
     node.until_event("Killing", "Container l failed liveness probe, will be restarted").await;
     node.until("live", "restarted", |pod| pod["status"]["containerStatuses"][0]["restartCount"] == 1).await;
     assert!(node.runtime.count("stop_container l 7") >= 1);
+    let waiting = |pod: &Value| pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"].clone();
+    node.until("live", "backed off", |pod| waiting(pod) == "CrashLoopBackOff").await;
     let pod = node.until("unready", "running", |pod| pod["status"]["phase"] == "Running").await;
     assert_eq!(condition(&pod, "Ready")["message"], "containers with unready status: [u]");
 }
@@ -363,10 +365,11 @@ async fn a_dead_sandbox_is_replaced() {
     }
     node.runtime.exit(&id, 137);
     node.until_event("SandboxChanged", "Pod sandbox changed, it will be killed and re-created.").await;
+    // More than one restart if the container's end was seen before the sandbox's.
     let pod = node.until("web", "ready again", |pod| {
-        condition(pod, "Ready")["status"] == "True" && pod["status"]["containerStatuses"][0]["restartCount"] == 1
+        condition(pod, "Ready")["status"] == "True" && pod["status"]["podIP"] != "10.0.0.1"
     });
-    assert_eq!(pod.await["status"]["podIP"], "10.0.0.3");
+    assert!(pod.await["status"]["containerStatuses"][0]["restartCount"].as_i64() >= Some(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -393,10 +393,11 @@ impl Worker {
         }
     }
 
-    /// The last run's end, for back-off.
+    /// When the newest run that has ended did, for back-off. Of a container that is about to be ended, by its
+    /// liveness probe for example, that is the run before.
     fn ended_at(&self, name: &str) -> Option<Timestamp> {
-        let latest = self.observed.latest(name).filter(|c| c.is_exited())?;
-        timestamp(latest.status.finished_at).or_else(|| timestamp(latest.status.created_at))
+        let newest = self.observed.containers.iter().find(|c| c.name == name && c.is_exited())?;
+        timestamp(newest.status.finished_at).or_else(|| timestamp(newest.status.created_at))
     }
 }
 
