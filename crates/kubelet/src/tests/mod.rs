@@ -32,8 +32,13 @@ struct Node1 {
 
 impl Drop for Node1 {
     fn drop(&mut self) {
-        if let Some((_, task)) = self.kubelet.take() {
-            task.abort();
+        // Its workers must have ended, or they make directories anew.
+        if let Some((stop, task)) = self.kubelet.take() {
+            let _ = stop.send(());
+            tokio::task::block_in_place(|| {
+                let ended = tokio::time::timeout(Duration::from_secs(5), task);
+                let _ = tokio::runtime::Handle::current().block_on(ended);
+            });
         }
         let _ = mounts::remove_tree(&self.dir);
     }
