@@ -77,18 +77,21 @@ pub(crate) async fn ensure(client: kube::Client, image: &str, cluster_dns: &str)
         let (group, version) = object["apiVersion"].as_str().unwrap_or_default().rsplit_once('/').unwrap_or(("", "v1"));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &kind));
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), "kube-system", &resource);
+        // Looked for first: creating a Service again is refused for its address, not for its name.
+        if api.get_metadata_opt(&name).await.with_context(|| format!("cannot look for {kind} {name}"))?.is_some() {
+            if kind == "Deployment" {
+                let patch =
+                    json!({"spec": {"template": {"spec": {"containers": [{"name": "coredns", "image": image}]}}}});
+                api.patch(&name, &PatchParams::default(), &Patch::Strategic(&patch))
+                    .await
+                    .with_context(|| format!("cannot update {kind} {name}"))?;
+            }
+            continue;
+        }
         let typed: DynamicObject = serde_json::from_value(object)?;
         match api.create(&PostParams::default(), &typed).await {
             Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.code == 409 => {
-                if kind == "Deployment" {
-                    let patch =
-                        json!({"spec": {"template": {"spec": {"containers": [{"name": "coredns", "image": image}]}}}});
-                    api.patch(&name, &PatchParams::default(), &Patch::Strategic(&patch))
-                        .await
-                        .with_context(|| format!("cannot update {kind} {name}"))?;
-                }
-            }
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
             Err(error) => return Err(error).with_context(|| format!("cannot create {kind} {name}")),
         }
     }

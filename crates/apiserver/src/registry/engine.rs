@@ -323,7 +323,8 @@ impl Engine {
         if part == Part::Main {
             (strategy.prepare_update)(new, old);
         }
-        if strategy.generation && part != Part::Status && spec_differs(new, old) {
+        // A binding is no change of what was wanted.
+        if strategy.generation && part != Part::Status && subresource != "binding" && spec_differs(new, old) {
             let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
             meta_mut(new).insert("generation".into(), generation.into());
         }
