@@ -96,53 +96,68 @@ impl TypeDef {
 }
 
 /// All types, in the order of their names.
-pub fn types() -> &'static [TypeDef] {
-    &table().types
+pub fn types() -> impl Iterator<Item = &'static TypeDef> {
+    table().entries.iter().map(Entry::def)
 }
 
 /// The type of this name (without the `io.k8s.` prefix).
 pub fn lookup(name: &str) -> Option<&'static TypeDef> {
     let table = table();
-    table.by_name.get(name).map(|&i| &table.types[i])
+    table.by_name.get(name).map(|&i| table.entries[i].def())
+}
+
+/// One type of the data. Most are never asked for, so each is parsed when it is: all of them would be a megabyte.
+struct Entry {
+    name: &'static str,
+    /// The attributes behind the name.
+    attributes: &'static str,
+    /// The lines of the fields.
+    fields: &'static str,
+    def: OnceLock<TypeDef>,
+}
+
+impl Entry {
+    fn def(&self) -> &TypeDef {
+        self.def.get_or_init(|| {
+            let mut def = TypeDef { name: self.name, is: None, map: None, fields: Vec::new() };
+            for (key, value) in self.attributes.split(' ').filter_map(|w| w.split_once('=')) {
+                match key {
+                    "is" => def.is = scalar(value),
+                    "map" => def.map = Some(value),
+                    _ => unreachable!("data/fields.txt: unknown attribute {key}"),
+                }
+            }
+            def.fields = self.fields.lines().map(field).collect();
+            def.fields.sort_by_key(|f| f.name);
+            def
+        })
+    }
 }
 
 struct Table {
-    types: Vec<TypeDef>,
+    entries: Vec<Entry>,
     by_name: HashMap<&'static str, usize>,
 }
 
 fn table() -> &'static Table {
     static TABLE: OnceLock<Table> = OnceLock::new();
     TABLE.get_or_init(|| {
-        let mut types: Vec<TypeDef> = Vec::new();
-        for line in DATA.lines().filter(|l| !l.is_empty() && !l.starts_with('#')) {
-            let mut words = line.split(' ');
-            let first = words.next().unwrap_or_default();
-            if first == "=" {
-                let name = words.next().unwrap_or_default();
-                let mut def = TypeDef { name, is: None, map: None, fields: Vec::new() };
-                for (key, value) in words.filter_map(|w| w.split_once('=')) {
-                    match key {
-                        "is" => def.is = scalar(value),
-                        "map" => def.map = Some(value),
-                        _ => unreachable!("data/fields.txt: unknown attribute {key}"),
-                    }
-                }
-                types.push(def);
-            } else {
-                let def = types.last_mut().expect("data/fields.txt begins with a type");
-                def.fields.push(field(first, words));
-            }
-        }
-        for def in &mut types {
-            def.fields.sort_by_key(|f| f.name);
-        }
-        let by_name = types.iter().enumerate().map(|(i, t)| (t.name, i)).collect();
-        Table { types, by_name }
+        let blocks = DATA.split("\n= ").skip(1);
+        let entries: Vec<Entry> = blocks
+            .map(|block| {
+                let (head, fields) = block.split_once('\n').unwrap_or((block, ""));
+                let (name, attributes) = head.split_once(' ').unwrap_or((head, ""));
+                Entry { name, attributes, fields, def: OnceLock::new() }
+            })
+            .collect();
+        let by_name = entries.iter().enumerate().map(|(i, e)| (e.name, i)).collect();
+        Table { entries, by_name }
     })
 }
 
-fn field(name: &'static str, mut words: std::str::Split<'static, char>) -> Field {
+fn field(line: &'static str) -> Field {
+    let mut words = line.split(' ');
+    let name = words.next().unwrap_or_default();
     let (name, required) = match name.strip_suffix('!') {
         Some(name) => (name, true),
         None => (name, false),

@@ -63,7 +63,7 @@ fn every_field_is_as_published() {
         .iter()
         .map(|(name, schema)| (name.strip_prefix("io.k8s.").unwrap(), schema))
         .collect();
-    let ours: BTreeSet<&str> = fields::types().iter().map(|t| t.name).collect();
+    let ours: BTreeSet<&str> = fields::types().map(|t| t.name).collect();
     assert_eq!(ours, published.keys().copied().collect());
 
     let none = Map::new();

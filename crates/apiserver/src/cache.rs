@@ -20,7 +20,7 @@ use parking_lot::RwLock;
 use skiff_store::{Batch, EventKind, Progress, Revision, Store, prefix_end};
 use tokio::sync::{mpsc, watch};
 
-use crate::object::{Filter, Indexing, Object};
+use crate::object::{Filter, Indexing, Object, UndecodableError};
 
 /// How many recent changes are kept for watches that start in the past. Older ones come from the store.
 const RECENT_CHANGES: usize = 1024;
@@ -263,8 +263,8 @@ impl Cache {
             // Only this task writes, so the state cannot change between this read and the write below.
             let prev = self.state.read().objects.get(&event.kv.key).cloned();
             let object = if deleted {
-                match prev.as_ref().map(|p| p.at(revision, self.indexing)) {
-                    Some(last) => last,
+                match &prev {
+                    Some(p) => p.at(revision).ok_or_else(|| UndecodableError { key: p.key.clone(), source: None }),
                     None => continue,
                 }
             } else {
@@ -519,8 +519,7 @@ impl Cache {
             None => None,
         };
         let deleted = event.kind == EventKind::Delete;
-        let object =
-            if deleted { prev.as_ref()?.at(event.revision(), self.indexing).ok()? } else { decode(&event.kv)? };
+        let object = if deleted { prev.as_ref()?.at(event.revision())? } else { decode(&event.kv)? };
         Some(Change::new(event.revision(), Arc::new(object), prev, deleted))
     }
 

@@ -1,6 +1,6 @@
 //! Metrics of the API server in Prometheus' text form.
 
-use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+use std::{collections::HashMap, fmt::Write as _, time::Duration};
 
 use parking_lot::Mutex;
 
@@ -16,12 +16,59 @@ struct Durations {
     count: u64,
 }
 
+/// What requests are counted by. All of it is static text, so that counting allocates nothing and nobody can make the
+/// table grow with names of his own.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Labels {
+    verb: &'static str,
+    group: &'static str,
+    version: &'static str,
+    resource: &'static str,
+    subresource: &'static str,
+    scope: &'static str,
+}
+
+impl Labels {
+    /// Nothing for what is not served.
+    fn of(info: &RequestInfo) -> Option<Labels> {
+        const VERBS: [(&str, &str); 10] = [
+            ("get", "GET"),
+            ("list", "LIST"),
+            ("watch", "WATCH"),
+            ("create", "CREATE"),
+            ("update", "UPDATE"),
+            ("patch", "PATCH"),
+            ("delete", "DELETE"),
+            ("deletecollection", "DELETECOLLECTION"),
+            ("post", "POST"),
+            ("head", "HEAD"),
+        ];
+        let verb = VERBS.iter().find(|(v, _)| *v == info.verb).map_or("other", |(_, upper)| upper);
+        if !info.is_resource {
+            return Some(Labels { verb, group: "", version: "", resource: "", subresource: "", scope: "" });
+        }
+        let kind = skiff_api::kinds::by_resource(&info.group, &info.version, &info.resource)?;
+        let subresource = match info.subresource.as_str() {
+            "" => "",
+            wanted => kind.subresources.iter().find(|s| **s == wanted)?,
+        };
+        let scope = if !info.name.is_empty() {
+            "resource"
+        } else if !info.namespace.is_empty() {
+            "namespace"
+        } else {
+            "cluster"
+        };
+        let (group, version, resource) = (kind.group, kind.version, kind.plural);
+        Some(Labels { verb, group, version, resource, subresource, scope })
+    }
+}
+
 #[derive(Default)]
 struct Counted {
-    /// By verb, group, version, resource, subresource, scope and code.
-    requests: BTreeMap<(String, String, String, String, String, &'static str, u16), u64>,
-    /// By verb, group, version, resource, subresource, scope.
-    durations: BTreeMap<(String, String, String, String, String, &'static str), Durations>,
+    /// By code as well.
+    requests: HashMap<(Labels, u16), u64>,
+    durations: HashMap<Labels, Durations>,
 }
 
 /// What has been counted since the start.
@@ -33,32 +80,13 @@ pub struct Metrics {
 impl Metrics {
     /// Counts a request that was answered.
     pub fn observe(&self, info: &RequestInfo, code: u16, took: Duration) {
-        // Names of resources that are not served would let anybody grow this without bound.
-        if code == 404
-            && info.is_resource
-            && skiff_api::kinds::by_resource(&info.group, &info.version, &info.resource).is_none()
-        {
-            return;
-        }
-        let scope = if !info.is_resource {
-            ""
-        } else if !info.name.is_empty() {
-            "resource"
-        } else if !info.namespace.is_empty() {
-            "namespace"
-        } else {
-            "cluster"
-        };
-        let verb = info.verb.to_ascii_uppercase();
-        let key =
-            (verb, info.group.clone(), info.version.clone(), info.resource.clone(), info.subresource.clone(), scope);
+        let Some(labels) = Labels::of(info) else { return };
         let mut counted = self.counted.lock();
-        let (v, g, ver, r, s, sc) = key.clone();
-        *counted.requests.entry((v, g, ver, r, s, sc, code)).or_default() += 1;
-        if info.verb == "watch" {
+        *counted.requests.entry((labels, code)).or_default() += 1;
+        if labels.verb == "WATCH" {
             return;
         }
-        let durations = counted.durations.entry(key).or_default();
+        let durations = counted.durations.entry(labels).or_default();
         let seconds = took.as_secs_f64();
         durations.sum += seconds;
         durations.count += 1;
@@ -84,7 +112,9 @@ impl Metrics {
             "# HELP apiserver_request_total Counter of apiserver requests broken out for each verb, group, version, resource, scope and HTTP response code."
         )?;
         writeln!(out, "# TYPE apiserver_request_total counter")?;
-        for ((verb, group, version, resource, sub, scope, code), n) in &counted.requests {
+        let mut requests: Vec<_> = counted.requests.iter().collect();
+        requests.sort_by_key(|(key, _)| **key);
+        for ((Labels { verb, group, version, resource, subresource: sub, scope }, code), n) in requests {
             writeln!(
                 out,
                 "apiserver_request_total{{code=\"{code}\",component=\"apiserver\",dry_run=\"\",group=\"{group}\",resource=\"{resource}\",scope=\"{scope}\",subresource=\"{sub}\",verb=\"{verb}\",version=\"{version}\"}} {n}"
@@ -95,7 +125,9 @@ impl Metrics {
             "# HELP apiserver_request_duration_seconds Response latency distribution in seconds for each verb, group, version, resource, subresource and scope."
         )?;
         writeln!(out, "# TYPE apiserver_request_duration_seconds histogram")?;
-        for ((verb, group, version, resource, sub, scope), d) in &counted.durations {
+        let mut durations: Vec<_> = counted.durations.iter().collect();
+        durations.sort_by_key(|(key, _)| **key);
+        for (Labels { verb, group, version, resource, subresource: sub, scope }, d) in durations {
             let labels = format!(
                 "component=\"apiserver\",dry_run=\"\",group=\"{group}\",resource=\"{resource}\",scope=\"{scope}\",subresource=\"{sub}\",verb=\"{verb}\",version=\"{version}\""
             );

@@ -58,8 +58,8 @@ impl Object {
         revision: Revision,
         indexing: Indexing,
     ) -> Result<Object, UndecodableError> {
-        let value: Value =
-            serde_json::from_slice(stored).map_err(|e| UndecodableError { key: key.clone(), source: Some(e) })?;
+        let value =
+            pick::parts(stored, indexing).map_err(|e| UndecodableError { key: key.clone(), source: Some(e) })?;
         let bytes = with_revision(stored, revision).ok_or(UndecodableError { key: key.clone(), source: None })?;
         let meta = &value["metadata"];
         let text = |field: &str| meta[field].as_str().unwrap_or_default().into();
@@ -88,11 +88,25 @@ impl Object {
         self.labels.iter().find(|(k, _)| &**k == key).map(|(_, v)| &**v)
     }
 
+    /// One of the kind's selectable fields; `selectable` is the kind's list of them.
+    pub fn field(&self, selectable: &[&str], path: &str) -> Option<&str> {
+        let i = selectable.iter().position(|s| *s == path)?;
+        self.fields.get(i).map(|v| &**v)
+    }
+
     /// The same object shown at another revision, as the last state of a deleted one is.
-    pub fn at(&self, revision: Revision, indexing: Indexing) -> Result<Object, UndecodableError> {
-        let mut value = self.value();
-        take_revision(&mut value);
-        Object::new(self.key.clone(), &encode(&value), revision, indexing)
+    pub fn at(&self, revision: Revision) -> Option<Object> {
+        let stored = without_revision(&self.bytes)?;
+        Some(Object {
+            key: self.key.clone(),
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            uid: self.uid.clone(),
+            revision,
+            labels: self.labels.clone(),
+            fields: self.fields.clone(),
+            bytes: with_revision(&stored, revision)?,
+        })
     }
 }
 
@@ -117,10 +131,7 @@ impl Filter {
                 || self.fields.matches(|path| match path {
                     "metadata.name" => Some(Cow::Borrowed(&*object.name)),
                     "metadata.namespace" => Some(Cow::Borrowed(&*object.namespace)),
-                    _ => {
-                        let i = selectable.iter().position(|s| *s == path)?;
-                        object.fields.get(i).map(|v| Cow::Borrowed(&**v))
-                    }
+                    _ => object.field(selectable, path).map(Cow::Borrowed),
                 }))
     }
 }
@@ -172,10 +183,25 @@ pub fn take_revision(value: &mut Value) -> Option<String> {
     }
 }
 
+/// Where `metadata` begins, in bytes that [`encode`] made.
+fn metadata_start(stored: &[u8]) -> Option<usize> {
+    const MARK: &[u8] = b"\"metadata\":{";
+    Some(stored.windows(MARK.len()).take(512).position(|w| w == MARK)? + MARK.len())
+}
+
+/// What [`with_revision`] was given.
+fn without_revision(shown: &[u8]) -> Option<Vec<u8>> {
+    const FIELD: &[u8] = b"\"resourceVersion\":\"";
+    let at = metadata_start(shown)?;
+    let rest = shown[at..].strip_prefix(FIELD)?;
+    let end = rest.iter().position(|b| *b == b'"')?;
+    let rest = &rest[end + 1..];
+    Some([&shown[..at], rest.strip_prefix(b",").unwrap_or(rest)].concat())
+}
+
 /// Stored bytes with `metadata.resourceVersion` put in.
 pub fn with_revision(stored: &[u8], revision: Revision) -> Option<Bytes> {
-    const MARK: &[u8] = b"\"metadata\":{";
-    let at = stored.windows(MARK.len()).take(512).position(|w| w == MARK)? + MARK.len();
+    let at = metadata_start(stored)?;
     let mut out = BytesMut::with_capacity(stored.len() + 44);
     out.put_slice(&stored[..at]);
     out.put_slice(b"\"resourceVersion\":\"");
@@ -214,6 +240,90 @@ pub fn meta_mut(value: &mut Value) -> &mut Map<String, Value> {
 /// A text of `metadata`; empty if it is not there.
 pub fn meta_str<'a>(value: &'a Value, field: &str) -> &'a str {
     value["metadata"][field].as_str().unwrap_or_default()
+}
+
+/// Reads only what the cache indexes by; the rest of an object is skipped without being kept.
+mod pick {
+    use std::fmt;
+
+    use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+    use serde_json::{Map, Value};
+
+    use super::Indexing;
+
+    const METADATA: [&str; 4] = ["metadata.name", "metadata.namespace", "metadata.uid", "metadata.labels"];
+
+    /// The object with nothing but those parts of its metadata and its selectable fields.
+    pub(super) fn parts(stored: &[u8], indexing: Indexing) -> serde_json::Result<Value> {
+        let paths: Vec<&str> = METADATA.iter().chain(indexing.selectable).copied().collect();
+        let mut deserializer = serde_json::Deserializer::from_slice(stored);
+        let value = Pick(&paths).deserialize(&mut deserializer)?;
+        deserializer.end()?;
+        Ok(value)
+    }
+
+    /// A field's name, copied only if it has escapes.
+    #[derive(serde::Deserialize)]
+    struct Key<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>);
+
+    /// The paths below the value at hand that are wanted.
+    struct Pick<'a>(&'a [&'a str]);
+
+    impl<'de> DeserializeSeed<'de> for Pick<'_> {
+        type Value = Value;
+        fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Value, D::Error> {
+            d.deserialize_any(self)
+        }
+    }
+
+    impl<'de> Visitor<'de> for Pick<'_> {
+        type Value = Value;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+            let mut picked = Map::new();
+            while let Some(Key(key)) = map.next_key()? {
+                if self.0.contains(&&*key) {
+                    let value = map.next_value()?;
+                    picked.insert(key.into_owned(), value);
+                    continue;
+                }
+                let below: Vec<&str> = self.0.iter().filter_map(|p| p.strip_prefix(&*key)?.strip_prefix('.')).collect();
+                if below.is_empty() {
+                    map.next_value::<IgnoredAny>()?;
+                } else {
+                    let value = map.next_value_seed(Pick(&below))?;
+                    picked.insert(key.into_owned(), value);
+                }
+            }
+            Ok(Value::Object(picked))
+        }
+        // Where an object was expected there may be anything; none of it is wanted.
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+            while seq.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(Value::Null)
+        }
+        fn visit_unit<E>(self) -> Result<Value, E> {
+            Ok(Value::Null)
+        }
+        fn visit_bool<E>(self, _: bool) -> Result<Value, E> {
+            Ok(Value::Null)
+        }
+        fn visit_i64<E>(self, _: i64) -> Result<Value, E> {
+            Ok(Value::Null)
+        }
+        fn visit_u64<E>(self, _: u64) -> Result<Value, E> {
+            Ok(Value::Null)
+        }
+        fn visit_f64<E>(self, _: f64) -> Result<Value, E> {
+            Ok(Value::Null)
+        }
+        fn visit_str<E>(self, _: &str) -> Result<Value, E> {
+            Ok(Value::Null)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -256,7 +366,7 @@ mod tests {
     #[test]
     fn the_last_state_of_a_deleted_object_carries_the_deletions_revision() {
         let o = object(json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "a"}}));
-        let gone = o.at(Revision(9), PLAIN).unwrap();
+        let gone = o.at(Revision(9)).unwrap();
         assert_eq!(gone.value()["metadata"], json!({"resourceVersion": "9", "name": "a"}));
     }
 }

@@ -55,7 +55,7 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Lets the plugins change a new or updated object.
+    /// Lets the plugins change a new or updated object. It has its defaults already, and what a plugin adds is complete.
     pub async fn mutate(&self, a: &Attributes<'_>, value: &mut Value, old: Option<&Value>) -> Result<(), Status> {
         namespace_lifecycle::admit(self, a).await?;
         if a.creates("", "pods") {

@@ -18,8 +18,8 @@ pub(super) async fn admit(admission: &Admission, a: &Attributes<'_>) -> Result<(
     let Some(namespace) = namespaces.cache.get(&key).await.map_err(Status::internal)? else {
         return Err(Status::not_found("", "namespaces", &a.namespace));
     };
-    let value = namespace.value();
-    if value["metadata"]["deletionTimestamp"].is_string() || value["status"]["phase"] == "Terminating" {
+    // A namespace that is deleted is in this phase from the same write on.
+    if namespace.field(namespaces.strategy.selectable, "status.phase") == Some("Terminating") {
         let why = format!("unable to create new content in namespace {} because it is being terminated", a.namespace);
         let mut status = a.refuse(why);
         status.details["causes"] = json!([{

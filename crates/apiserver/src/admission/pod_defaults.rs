@@ -14,7 +14,11 @@ pub(super) async fn priority(admission: &Admission, a: &Attributes<'_>, pod: &mu
     let classes = admission.registry.builtin("scheduling.k8s.io", "priorityclasses");
     let name = pod["spec"]["priorityClassName"].as_str().unwrap_or_default().to_owned();
     let class = if name.is_empty() {
-        classes.cache.peek_all().into_iter().map(|o| o.value()).find(|c| c["globalDefault"] == true)
+        // Few clusters have a default; only a class that might be it is decoded.
+        const MARK: &[u8] = b"\"globalDefault\":true";
+        let all = classes.cache.peek_all().into_iter();
+        let candidates = all.filter(|o| o.bytes.windows(MARK.len()).any(|w| w == MARK));
+        candidates.map(|o| o.value()).find(|c| c["globalDefault"] == true)
     } else {
         let found = classes.cache.get(&classes.key("", &name)).await.map_err(Status::internal)?;
         let found = found.ok_or_else(|| a.refuse(format!("no PriorityClass with name {name} was found")))?;

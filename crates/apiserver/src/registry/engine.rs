@@ -153,8 +153,6 @@ impl Engine {
         if resource.strategy.generation {
             meta_mut(&mut value).insert("generation".into(), 1.into());
         }
-        // Mutation may have added what needs defaults of its own.
-        (resource.strategy.defaults)(&mut value);
         drop_nulls(kind, &mut value);
         let mut faults = Faults::default();
         meta::validate(&value, resource.strategy.names, &mut faults);
