@@ -80,7 +80,11 @@ impl ApiServer {
         let server = Arc::new(ApiServer {
             authenticator: Authenticator { registry: registry.clone(), tokens: Arc::new(config.tokens) },
             engine: Engine {
-                admission: Admission { registry: registry.clone(), authorizer: authorizer.clone() },
+                admission: Admission {
+                    registry: registry.clone(),
+                    authorizer: authorizer.clone(),
+                    default_class: Default::default(),
+                },
                 registry,
                 store: config.store,
                 services: ServiceAddresses::new(config.service_range),

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use skiff_api::{Kind, Status};
 
+pub use self::pod_defaults::DefaultClass;
 use crate::{auth::User, rbac::Authorizer, registry::Registry};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,7 @@ impl Attributes<'_> {
 pub struct Admission {
     pub registry: Arc<Registry>,
     pub authorizer: Arc<Authorizer>,
+    pub default_class: DefaultClass,
 }
 
 impl Admission {

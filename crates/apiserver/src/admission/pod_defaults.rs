@@ -1,28 +1,44 @@
 //! What pods get from the cluster: a priority (Priority) and patience with nodes that fail
 //! (DefaultTolerationSeconds).
 
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_api::Status;
 
 use super::{Admission, Attributes};
+use crate::registry::Resource;
 
 /// How long a pod stays bound to a node that is not ready or not reachable.
 const TOLERATION_S: i64 = 300;
+
+/// The class of pods that name none, found anew when a class changed.
+#[derive(Default)]
+pub struct DefaultClass(Mutex<((u64, usize), Option<Arc<Value>>)>);
+
+impl DefaultClass {
+    fn get(&self, classes: &Resource) -> Option<Arc<Value>> {
+        let version = classes.cache.version();
+        let mut known = self.0.lock();
+        if known.0 != version {
+            let mut all = classes.cache.peek_all().into_iter().map(|o| o.value());
+            *known = (version, all.find(|c| c["globalDefault"] == true).map(Arc::new));
+        }
+        known.1.clone()
+    }
+}
 
 /// Resolves `priorityClassName`; without one the global default applies, else 0.
 pub(super) async fn priority(admission: &Admission, a: &Attributes<'_>, pod: &mut Value) -> Result<(), Status> {
     let classes = admission.registry.builtin("scheduling.k8s.io", "priorityclasses");
     let name = pod["spec"]["priorityClassName"].as_str().unwrap_or_default().to_owned();
     let class = if name.is_empty() {
-        // Few clusters have a default; only a class that might be it is decoded.
-        const MARK: &[u8] = b"\"globalDefault\":true";
-        let all = classes.cache.peek_all().into_iter();
-        let candidates = all.filter(|o| o.bytes.windows(MARK.len()).any(|w| w == MARK));
-        candidates.map(|o| o.value()).find(|c| c["globalDefault"] == true)
+        admission.default_class.get(classes)
     } else {
         let found = classes.cache.get(&classes.key("", &name)).await.map_err(Status::internal)?;
         let found = found.ok_or_else(|| a.refuse(format!("no PriorityClass with name {name} was found")))?;
-        Some(found.value())
+        Some(Arc::new(found.value()))
     };
     let (value, policy) = match &class {
         Some(class) => {
