@@ -1,0 +1,77 @@
+//! What must not be there any more after a cluster was deleted.
+
+use std::{fs, path::Path};
+
+use nix::{
+    sys::signal::{Signal, kill as send},
+    unistd::Pid,
+};
+
+/// Processes, mounts, cgroups, network devices and files that belong to a home.
+pub fn of(home: &Path) -> Vec<String> {
+    let mut found: Vec<_> =
+        processes(home).into_iter().map(|(pid, command)| format!("process {pid}: {command}")).collect();
+    let text = home.to_string_lossy();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    found.extend(mounts.lines().filter(|line| line.contains(&*text)).map(|line| format!("mount {line}")));
+    for folder in ["skiff/clusters", "skiff/run/clusters"] {
+        let entries = fs::read_dir(home.join(folder)).into_iter().flatten();
+        found.extend(entries.filter_map(|entry| Some(format!("file {}", entry.ok()?.path().display()))));
+    }
+    found
+}
+
+/// Network devices besides the loopback one. Only of use when no cluster is left at all.
+pub fn devices() -> Vec<String> {
+    let text = fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
+    let names = text.lines().skip(2).filter_map(|line| line.split(':').next());
+    // The kernel puts a few of these into every namespace.
+    names.map(|name| name.trim().to_owned()).filter(|name| !["lo", "sit0", "tunl0"].contains(&name.as_str())).collect()
+}
+
+/// Cgroups of this name, in any hierarchy.
+pub fn cgroups(name: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut folders = vec![Path::new("/sys/fs/cgroup").to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if entry.file_name().to_string_lossy().contains(name) {
+                    found.push(entry.path().display().to_string());
+                }
+                folders.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+/// Kills all processes that belong to a home.
+pub fn kill(home: &Path) {
+    for (pid, _) in processes(home) {
+        // It may have ended by now.
+        let _ = send(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+/// Processes that were started for this home, or that live on a file system of one of its nodes.
+fn processes(home: &Path) -> Vec<(i32, String)> {
+    let text = home.to_string_lossy().into_owned();
+    let this = std::process::id();
+    let mut found = Vec::new();
+    let own_mounts = fs::read_link("/proc/self/ns/mnt").ok();
+    for entry in fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok) {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        if pid.cast_unsigned() == this {
+            continue;
+        }
+        let read =
+            |name: &str| fs::read(entry.path().join(name)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        let command = read("cmdline").unwrap_or_default().replace('\0', " ");
+        let other_mounts = fs::read_link(entry.path().join("ns/mnt")).ok() != own_mounts;
+        if command.contains(&text) || other_mounts && read("mountinfo").is_ok_and(|mounts| mounts.contains(&text)) {
+            found.push((pid, command));
+        }
+    }
+    found
+}

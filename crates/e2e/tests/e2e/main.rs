@@ -1,0 +1,32 @@
+//! End-to-end tests. `cargo xtask test --only e2e --filter TEXT` prepares what they need and runs those with
+//! TEXT in their name.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod api;
+mod faults;
+mod runner;
+mod shared;
+
+use std::process::ExitCode;
+
+/// A name and a function: the entry of a test in its module's `TESTS`.
+macro_rules! tests {
+    ($($name:ident),* $(,)?) => {
+        /// The tests of this module.
+        pub(crate) const TESTS: &[crate::runner::Test] =
+            &[$(crate::runner::Test { name: concat!(module_path!(), "::", stringify!($name)), run: $name }),*];
+    };
+}
+pub(crate) use tests;
+
+fn main() -> ExitCode {
+    skiff_e2e::host::enter(
+        || {
+            skiff_e2e::home::clear_after_the_killed();
+            let all = [api::TESTS, faults::TESTS].concat();
+            runner::run(&all, shared::END)
+        },
+        || drop(shared::clear()),
+    )
+}

@@ -1,0 +1,106 @@
+//! What the tests need beyond a Rust toolchain.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{apt::Apt, shell};
+
+/// Programs that tests call, where the package manager puts them, and the package that has them.
+const PROGRAMS: [(&str, &str); 6] = [
+    ("curl", "curl"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("mount", "mount"),
+    ("script", "bsdutils"),
+    ("unshare", "util-linux"),
+    ("dpkg-deb", "dpkg"),
+];
+/// The kubectl versions that the tests run, and the Debian suite that has each.
+const KUBECTLS: [(&str, &str); 2] = [("1.36", "sid"), ("1.32", "trixie")];
+const CARGO_DENY: &str = "0.20";
+
+/// Installs packages for the programs that are missing.
+pub(crate) fn programs() -> Result<()> {
+    let missing: Vec<_> =
+        PROGRAMS.iter().filter(|(program, _)| !is_there(program)).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("installing {}", missing.join(", "));
+    let apt = |args: &[&str]| {
+        let mut command = shell::command("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-y"]).args(args);
+        shell::output(&mut command)
+    };
+    let install = || apt(&[&["install", "--no-install-recommends"], missing.as_slice()].concat());
+    // The lists of packages may be missing, or too old.
+    if install().is_err() {
+        apt(&["update"])?;
+        install()?;
+    }
+    Ok(())
+}
+
+fn is_there(program: &str) -> bool {
+    let usual = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).chain(usual).any(|dir| dir.join(program).is_file())
+}
+
+/// Puts Debian's kubectls to `target/tools/kubectl-VERSION`.
+pub(crate) fn kubectls() -> Result<()> {
+    for (version, suite) in KUBECTLS {
+        tool(&format!("kubectl-{version}"), |path| {
+            println!("fetching kubectl {version} of Debian {suite}");
+            from_package(suite, "kubectl", "usr/bin/kubectl", path)
+        })?;
+    }
+    Ok(())
+}
+
+/// cargo-deny, which takes minutes to build; the machine's own is taken if there is one.
+pub(crate) fn cargo_deny() -> Result<PathBuf> {
+    if is_there("cargo-deny") {
+        return Ok("cargo-deny".into());
+    }
+    let built = shell::target().join("tools/cargo-deny-root");
+    let program = built.join("bin/cargo-deny");
+    if !program.exists() {
+        println!("building cargo-deny {CARGO_DENY}");
+        // No default features: those are for fetching advisories, and not used.
+        let mut install = shell::cargo(&["install", "--quiet", "--locked", "--no-default-features"]);
+        install.args(["--version", CARGO_DENY, "cargo-deny", "--root"]).arg(&built);
+        // Optimising it would take longer than all its runs.
+        install.args(["--profile", "dev", "--target-dir"]).arg(shell::target().join("tools/build"));
+        // Outside of the repository, whose flags are for the product.
+        install.current_dir(std::env::temp_dir());
+        shell::run(&mut install).context("cannot build cargo-deny")?;
+        fs::remove_dir_all(shell::target().join("tools/build"))?;
+    }
+    Ok(program)
+}
+
+/// Takes one file out of a package.
+pub(crate) fn from_package(suite: &str, package: &str, file: &str, to: &Path) -> Result<()> {
+    let unpacked = to.with_extension("unpacked");
+    Apt::new(suite)?.unpack_one(package, &unpacked)?;
+    fs::copy(unpacked.join(file), to).with_context(|| format!("{package} of {suite} has no {file}"))?;
+    fs::remove_dir_all(unpacked)?;
+    Ok(())
+}
+
+/// Makes `target/tools/NAME` unless it is there; whatever interrupts that leaves no half of it.
+pub(crate) fn tool(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let dir = shell::target().join("tools");
+    let path = dir.join(name);
+    if !path.exists() {
+        fs::create_dir_all(&dir)?;
+        let draft = dir.join(format!(".{name}"));
+        make(&draft)?;
+        fs::rename(draft, &path)?;
+    }
+    Ok(path)
+}
