@@ -55,7 +55,7 @@ pub fn kill(home: &Path) {
 }
 
 /// Processes that were started for this home, or that live on a file system of one of its nodes.
-fn processes(home: &Path) -> Vec<(i32, String)> {
+pub fn processes(home: &Path) -> Vec<(i32, String)> {
     let text = home.to_string_lossy().into_owned();
     let this = std::process::id();
     let mut found = Vec::new();

@@ -39,8 +39,9 @@ fn malformed_and_unknown_input() {
     warned.ok();
     let wrong = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: d}, spec: {replicas: many}}";
     kubectl.feed(&["create", "--validate=false", "-f", "-"], wrong).fails_with("BadRequest");
-    let twice = "{apiVersion: v1, kind: ConfigMap, metadata: {name: e}, data: {a: b, a: c}}";
-    kubectl.feed(&["create", "-f", "-"], twice).fails();
+    let twice = r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"e"},"data":{"a":"b","a":"c"}}"#;
+    let strict = "/api/v1/namespaces/malformed/configmaps?fieldValidation=Strict";
+    kubectl.feed(&["create", "--raw", strict, "-f", "-"], twice).fails_with("duplicate field \"data.a\"");
     kubectl.run(&["get", "configmap", "e"]).fails_with("NotFound");
     kubectl.feed(&["create", "--raw", "/api/v1/namespaces/malformed/configmaps", "-f", "-"], "{\"kind\":").fails();
 }
@@ -59,7 +60,7 @@ fn invalid_objects_name_every_fault() {
     ] {
         assert!(said.contains(part), "no {part:?} in\n{said}");
     }
-    let selector = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: d}, spec: {selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: c}}, spec: {containers: [{name: n, image: i}]}}}}";
+    let selector = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: d}, spec: {selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: c}}, spec: {containers: [{name: web, image: i}]}}}}";
     kubectl.feed(&["create", "-f", "-"], selector).fails_with("`selector` does not match template `labels`");
     kubectl
         .run(&["create", "service", "nodeport", "n", "--tcp=80", "--node-port=80"])

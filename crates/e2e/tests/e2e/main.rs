@@ -4,9 +4,14 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod api;
+mod clusters;
+mod crashes;
 mod faults;
+mod guide;
+mod network;
 mod runner;
 mod shared;
+mod workloads;
 
 use std::process::ExitCode;
 
@@ -24,7 +29,16 @@ fn main() -> ExitCode {
     skiff_e2e::host::enter(
         || {
             skiff_e2e::home::clear_after_the_killed();
-            let all = [api::TESTS, faults::TESTS].concat();
+            let all = [
+                guide::TESTS,
+                workloads::TESTS,
+                network::TESTS,
+                crashes::TESTS,
+                clusters::TESTS,
+                api::TESTS,
+                faults::TESTS,
+            ]
+            .concat();
             runner::run(&all, shared::END)
         },
         || drop(shared::clear()),

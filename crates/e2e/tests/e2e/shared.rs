@@ -3,11 +3,16 @@
 use std::sync::OnceLock;
 
 use parking_lot::Mutex;
-use skiff_e2e::{Kubectl, Server, leftovers};
+use skiff_e2e::{Cluster, Kubectl, Server, leftovers};
 
 use crate::runner::Test;
 
 static SERVER: OnceLock<Mutex<Option<Server>>> = OnceLock::new();
+static CLUSTER: OnceLock<Mutex<Option<Cluster>>> = OnceLock::new();
+
+/// The nodes of the shared cluster.
+pub(crate) const CONTROL_PLANE: &str = "shared-control-plane";
+pub(crate) const WORKER: &str = "shared-worker";
 
 /// kubectl in a new namespace of a control plane without nodes.
 pub(crate) fn server(namespace: &str) -> Kubectl {
@@ -16,11 +21,24 @@ pub(crate) fn server(namespace: &str) -> Kubectl {
     kubectl.in_new(namespace)
 }
 
+/// kubectl, without a namespace, for a cluster of two nodes that has the images.
+pub(crate) fn cluster() -> Kubectl {
+    let cluster = CLUSTER.get_or_init(|| {
+        let cluster = Cluster::create("shared", &["--nodes", "2"]);
+        cluster.load(&["nginx", "busybox"]);
+        Mutex::new(Some(cluster))
+    });
+    cluster.lock().as_ref().expect("taken only after the last test").kubectl()
+}
+
 /// Takes everything away, and tells what is left.
 pub(crate) fn clear() -> Vec<String> {
     let mut left = Vec::new();
     if let Some(server) = SERVER.get().and_then(|server| server.lock().take()) {
         drop(server);
+    }
+    if let Some(cluster) = CLUSTER.get().and_then(|cluster| cluster.lock().take()) {
+        left.extend(cluster.delete());
     }
     left.extend(leftovers::devices().into_iter().map(|device| format!("network device {device}")));
     left
