@@ -36,9 +36,9 @@ struct Slices {
 /// The Services that select a pod, before or after a change of it.
 pub(crate) fn services_of(services: &Informer<Service>, change: &Change<Pod>) -> Vec<ObjectKey> {
     let pod = change.object();
-    // Much of what pods report concerns nobody else.
-    if let Some(old) = change.old()
-        && reconcile::same_for_services(old, pod)
+    // Much of what pods report concerns nobody else. That a pod is gone does.
+    if let Change::Applied { old: Some(old), new } = change
+        && reconcile::same_for_services(old, new)
     {
         return Vec::new();
     }

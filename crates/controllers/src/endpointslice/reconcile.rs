@@ -37,6 +37,7 @@ pub(super) struct Plan {
 pub(super) fn same_for_services(old: &Pod, new: &Pod) -> bool {
     let facts = |p: &Pod| {
         (
+            p.metadata.uid.clone(),
             p.metadata.labels.clone(),
             p.metadata.deletion_timestamp.is_some(),
             pods::is_ready(p),
