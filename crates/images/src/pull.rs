@@ -92,6 +92,10 @@ impl ImageStore {
     /// Layers that are there are not fetched again, including those of a pull that was broken off.
     /// `progress` is called from time to time.
     ///
+    /// An image that was loaded from an archive and never pulled is taken as it is when no registry can be
+    /// asked: it is what the user meant on a cluster without a way out, also with the tag `latest`, whose
+    /// pull policy is `Always`. A registry that answers decides, also when it says that it has no such image.
+    ///
     /// # Errors
     /// The texts of [`Error::PullNotFound`], [`Error::PullDenied`] and [`Error::Pull`] are what users
     /// see in a pod's events.
@@ -118,7 +122,14 @@ impl ImageStore {
                 }
             }
         }
-        Err(failure.unwrap_or_else(|| Error::NotFound(reference.to_string())))
+        let failure = failure.unwrap_or_else(|| Error::NotFound(reference.to_string()));
+        match self.find(&reference.to_string()) {
+            Some(image) if matches!(failure, Error::Pull { .. }) && image.repo_digests.is_empty() => {
+                tracing::info!(%reference, error = %failure, "no registry to ask: the loaded image is taken");
+                Ok(image)
+            }
+            _ => Err(failure),
+        }
     }
 
     async fn pull_from(

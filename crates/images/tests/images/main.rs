@@ -55,6 +55,21 @@ fn imports_both_formats() {
     }
 }
 
+#[tokio::test]
+async fn a_loaded_image_needs_no_registry() {
+    let (_dir, store) = store();
+    // Nobody listens on port 1.
+    let loaded = "127.0.0.1:1/thing:latest";
+    let images = store.import(&docker_archive(&two_layers(), loaded)[..]).expect("imports");
+    let pull = async |name: &str| {
+        let reference: Reference = name.parse().expect("a reference");
+        store.pull(&reference, Auth::Anonymous, &PullOptions::default(), |_| {}).await
+    };
+    assert_eq!(pull(loaded).await.expect("as it was loaded"), images[0]);
+    let missing = pull("127.0.0.1:1/other:latest").await.expect_err("was never loaded");
+    assert!(matches!(missing, Error::Pull { .. }), "{missing}");
+}
+
 #[test]
 fn survives_reopening_and_refuses_a_second_opener() {
     let (dir, store) = store();
