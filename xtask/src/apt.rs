@@ -99,7 +99,7 @@ impl Apt {
             command
         };
         // Before the download: what is in the cache already is not named any more afterwards.
-        shell::output(&mut self.command("apt-get").arg("clean"))?;
+        shell::output(self.command("apt-get").arg("clean"))?;
         let planned = shell::output(install().arg("--print-uris"))?;
         shell::output(install().arg("--download-only"))?;
         // 'http://…/nginx_1.26.3_amd64.deb' nginx_1.26.3_amd64.deb 600000 SHA256:…

@@ -16,7 +16,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     tools::kubectls()?;
     images::all()?;
     let etcd = tools::tool("etcd", |path| tools::from_package("trixie", "etcd-server", "usr/bin/etcd", path))?;
-    shell::run(&mut shell::cargo(&["build", "--release", "--package", "skiff"]))?;
-    let mut bench = shell::cargo(&["bench", "--quiet", "--package", "skiff-e2e", "--bench", "figures", "--"]);
+    // In one build, so that what both use is built once.
+    let packages = ["--release", "--package", "skiff", "--package", "skiff-e2e"];
+    shell::run(&mut shell::cargo(&[&["build"], &packages[..], &["--bins", "--benches"]].concat()))?;
+    let mut bench =
+        shell::cargo(&["bench", "--quiet", "--package", "skiff", "--package", "skiff-e2e", "--bench", "figures", "--"]);
     shell::run(bench.env("SKIFF_BENCH_ETCD", etcd).args(&args.only))
 }

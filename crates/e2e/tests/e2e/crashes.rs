@@ -50,7 +50,7 @@ fn an_image_that_does_not_exist() {
         let reason = kubectl.path(&["pod", "never"], waiting)?;
         check(reason == "ErrImageNeverPull", || reason)
     });
-    kubectl.run(&["run", "bad", "--image=Not Valid"]).ok();
+    kubectl.apply(&pod("bad", "").replace("image: busybox", "image: Upper/Case"));
     eventually(PATIENCE, || {
         let reason = kubectl.path(&["pod", "bad"], waiting)?;
         check(reason == "InvalidImageName", || reason)
@@ -87,7 +87,7 @@ fn a_container_that_exits_at_once_is_backed_off() {
     let restarts = |wanted: u32| {
         eventually(PATIENCE, || {
             let count = status("restartCount")?;
-            check(count.parse() >= Ok(wanted), || format!("{count} restarts"))
+            check(count.parse::<u32>().is_ok_and(|count| count >= wanted), || format!("{count:?} restarts"))
         });
         Instant::now()
     };

@@ -493,7 +493,7 @@ fn what_is_described() {
                 "Pulled",
                 "Created",
                 "Started",
-                "Ready          True",
+                "ContainersReady",
             ];
             wanted.iter().try_for_each(|part| check(text.contains(part), || format!("no {part:?} in\n{text}")))
         });
