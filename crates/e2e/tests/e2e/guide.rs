@@ -30,7 +30,7 @@ fn example_1(kubectl: &Kubectl) {
     );
     rows(kubectl, "pods", &["NAME", "READY", "STATUS", "RESTARTS", "AGE"], &["hello-world-", "1/1", "Running", "0"]);
     let columns = ["NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "AGE"];
-    rows(kubectl, "services", &columns, &["hello-world", "LoadBalancer", "10.96.", "localhost", "80:3"]);
+    rows(kubectl, "services", &columns, &["hello-world", "LoadBalancer", "10.", "localhost", "80:3"]);
     let page = eventually(PATIENCE, || curl(&["http://localhost"]).result());
     assert!(page.contains("Welcome to nginx!"), "{page}");
     kubectl.run(&["get", "all"]).prints(&[

@@ -1,7 +1,5 @@
 //! Pods on two nodes, Services and names.
 
-use std::time::Duration;
-
 use skiff_e2e::{Kubectl, cluster::curl, eventually, wait::check};
 
 use crate::{
@@ -166,10 +164,9 @@ fn a_service_without_pods_refuses() {
 
 fn an_isolated_cluster_has_no_way_out() {
     let kubectl = two("isolated");
-    for address in ["192.0.2.1", "198.51.100.1"] {
-        let started = std::time::Instant::now();
-        let error = get(&kubectl, "two", &format!("http://{address}/")).unwrap_err();
-        assert!(error.contains("unreachable") || error.contains("No route to host"), "{error}");
-        assert!(started.elapsed() < Duration::from_secs(3), "{error}");
+    for from in ["one", "two"] {
+        // How soon it fails differs: the kernel limits how many errors it sends to one sender.
+        let error = get(&kubectl, from, "http://192.0.2.1/").unwrap_err();
+        assert!(["unreachable", "No route to host", "timed out"].iter().any(|said| error.contains(said)), "{error}");
     }
 }

@@ -508,7 +508,8 @@ fn what_is_described() {
         kubectl.run(&["get", "nodes", "-o", "wide"]).prints(&["Ready", "control-plane", "v1.36", shared::WORKER]);
         kubectl.run(&["get", "events"]).prints(&["LAST SEEN", "Started"]);
         kubectl.run(&["get", "pods", "-n", "kube-system", "-l", "k8s-app=kube-dns"]).prints(&["1/1     Running"]);
-        kubectl.run(&["cluster-info"]).prints(&["Kubernetes control plane", "CoreDNS is running at"]);
+        let everywhere = Kubectl { namespace: None, ..kubectl };
+        everywhere.run(&["cluster-info"]).prints(&["Kubernetes control plane", "CoreDNS is running at"]);
     }
 }
 
