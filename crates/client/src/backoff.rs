@@ -16,11 +16,7 @@ pub struct Backoff {
 impl Backoff {
     /// Starts at `initial` and stays at `max` once there.
     pub fn new(initial: Duration, max: Duration) -> Backoff {
-        Backoff {
-            initial,
-            max,
-            next: initial,
-        }
+        Backoff { initial, max, next: initial }
     }
 
     /// How long to wait before the next try: between once and twice the current step.
@@ -45,10 +41,7 @@ mod tests {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(300));
         for step in [100, 200, 300, 300] {
             let delay = backoff.next_delay().as_millis();
-            assert!(
-                (step..=2 * step).contains(&delay),
-                "{delay} ms at step {step}"
-            );
+            assert!((step..=2 * step).contains(&delay), "{delay} ms at step {step}");
         }
         backoff.reset();
         assert!(backoff.next_delay().as_millis() <= 200);

@@ -45,9 +45,8 @@ impl Pem {
     pub fn read(&self) -> io::Result<Vec<u8>> {
         match self {
             Pem::Inline(pem) => Ok(pem.clone()),
-            Pem::File(path) => std::fs::read(path).map_err(|error| {
-                io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-            }),
+            Pem::File(path) => std::fs::read(path)
+                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
         }
     }
 }
@@ -85,9 +84,7 @@ impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Credentials::Anonymous => f.write_str("Anonymous"),
-            Credentials::Certificate { certificate, .. } => {
-                f.debug_tuple("Certificate").field(certificate).finish()
-            }
+            Credentials::Certificate { certificate, .. } => f.debug_tuple("Certificate").field(certificate).finish(),
             Credentials::Token(_) => f.write_str("Token(..)"),
             Credentials::TokenFile(path) => f.debug_tuple("TokenFile").field(path).finish(),
         }
@@ -134,9 +131,7 @@ pub enum ConfigError {
         what: &'static str,
     },
     /// Not in a pod.
-    #[error(
-        "not running in a pod: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT must be set"
-    )]
+    #[error("not running in a pod: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT must be set")]
     NotInCluster,
     /// The server's URL makes no sense.
     #[error("invalid server address {server:?}: {what}")]
@@ -199,10 +194,8 @@ impl Config {
     ///
     /// Caveats: no exec plugins, auth providers, passwords, proxies or switched-off verification.
     pub fn from_kubeconfig(path: &Path, context: Option<&str>) -> Result<Config, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Kubeconfig::parse(path, &text)?.config(path, context)
     }
 
@@ -215,22 +208,12 @@ impl Config {
     }
 
     fn from_service_account(host: &str, port: &str, dir: &Path) -> Result<Config, ConfigError> {
-        let host = if host.contains(':') {
-            format!("[{host}]")
-        } else {
-            host.to_owned()
-        };
-        let mut config = Config::new(
-            format!("https://{host}:{port}"),
-            Pem::File(dir.join("ca.crt")),
-        );
+        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        let mut config = Config::new(format!("https://{host}:{port}"), Pem::File(dir.join("ca.crt")));
         config.credentials = Credentials::TokenFile(dir.join("token"));
         let namespace = dir.join("namespace");
         config.default_namespace = std::fs::read_to_string(&namespace)
-            .map_err(|source| ConfigError::Read {
-                path: namespace,
-                source,
-            })?
+            .map_err(|source| ConfigError::Read { path: namespace, source })?
             .trim()
             .to_owned();
         Ok(config)
@@ -291,71 +274,42 @@ struct Context {
 
 impl Kubeconfig {
     fn parse(path: &Path, text: &str) -> Result<Kubeconfig, ConfigError> {
-        serde_saphyr::from_str(text).map_err(|source| ConfigError::Parse {
-            path: path.to_owned(),
-            source: Box::new(source),
-        })
+        serde_saphyr::from_str(text)
+            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })
     }
 
     fn config(self, path: &Path, context: Option<&str>) -> Result<Config, ConfigError> {
-        let name = context
-            .map(str::to_owned)
-            .or(self.current_context)
-            .unwrap_or_default();
+        let name = context.map(str::to_owned).or(self.current_context).unwrap_or_default();
         let context = find(path, "context", &name, self.contexts, |entry| entry.context)?;
-        let cluster = find(path, "cluster", &context.cluster, self.clusters, |entry| {
-            entry.cluster
-        })?;
+        let cluster = find(path, "cluster", &context.cluster, self.clusters, |entry| entry.cluster)?;
         let user = if context.user.is_empty() {
             User::default()
         } else {
             find(path, "user", &context.user, self.users, |entry| entry.user)?
         };
         for (found, what) in [
-            (
-                cluster.insecure_skip_tls_verify == Some(true),
-                "insecure-skip-tls-verify",
-            ),
+            (cluster.insecure_skip_tls_verify == Some(true), "insecure-skip-tls-verify"),
             (cluster.proxy_url.is_some(), "proxy-url"),
             (user.exec.is_some(), "exec"),
             (user.auth_provider.is_some(), "auth-provider"),
             (user.username.is_some(), "username"),
         ] {
             if found {
-                return Err(ConfigError::Unsupported {
-                    path: path.to_owned(),
-                    what,
-                });
+                return Err(ConfigError::Unsupported { path: path.to_owned(), what });
             }
         }
-        let ca = pem(
-            path,
-            "certificate-authority-data",
-            cluster.certificate_authority_data,
-            cluster.certificate_authority,
-        )?;
+        let ca =
+            pem(path, "certificate-authority-data", cluster.certificate_authority_data, cluster.certificate_authority)?;
         let mut config = Config::new(cluster.server, ca.unwrap_or(Pem::Inline(Vec::new())));
         config.tls_server_name = cluster.tls_server_name;
         config.default_namespace = context.namespace.unwrap_or_else(|| "default".into());
-        let certificate = pem(
-            path,
-            "client-certificate-data",
-            user.client_certificate_data,
-            user.client_certificate,
-        )?;
-        let key = pem(
-            path,
-            "client-key-data",
-            user.client_key_data,
-            user.client_key,
-        )?;
+        let certificate = pem(path, "client-certificate-data", user.client_certificate_data, user.client_certificate)?;
+        let key = pem(path, "client-key-data", user.client_key_data, user.client_key)?;
         // As in client-go, a token file wins over a token.
         config.credentials = match (user.token_file, user.token, certificate, key) {
             (Some(file), ..) => Credentials::TokenFile(relative_to(path, file)),
             (None, Some(token), ..) => Credentials::Token(token),
-            (None, None, Some(certificate), Some(key)) => {
-                Credentials::Certificate { certificate, key }
-            }
+            (None, None, Some(certificate), Some(key)) => Credentials::Certificate { certificate, key },
             _ => Credentials::Anonymous,
         };
         Ok(config)
@@ -371,11 +325,7 @@ fn find<T>(
 ) -> Result<T, ConfigError> {
     let mut entries = entries.into_iter().flatten();
     let entry = entries.find(|entry| entry.name == name).and_then(part);
-    entry.ok_or_else(|| ConfigError::Missing {
-        path: path.to_owned(),
-        kind,
-        name: name.to_owned(),
-    })
+    entry.ok_or_else(|| ConfigError::Missing { path: path.to_owned(), kind, name: name.to_owned() })
 }
 
 /// As in client-go, data wins over a file.
@@ -389,20 +339,14 @@ fn pem(
         (Some(data), _) => BASE64_STANDARD
             .decode(data.trim())
             .map(|pem| Some(Pem::Inline(pem)))
-            .map_err(|source| ConfigError::Base64 {
-                path: path.to_owned(),
-                field,
-                source,
-            }),
+            .map_err(|source| ConfigError::Base64 { path: path.to_owned(), field, source }),
         (None, Some(file)) => Ok(Some(Pem::File(relative_to(path, file)))),
         (None, None) => Ok(None),
     }
 }
 
 fn relative_to(kubeconfig: &Path, file: PathBuf) -> PathBuf {
-    kubeconfig
-        .parent()
-        .map_or(file.clone(), |dir| dir.join(file))
+    kubeconfig.parent().map_or(file.clone(), |dir| dir.join(file))
 }
 
 #[cfg(test)]
@@ -448,35 +392,21 @@ preferences: {}
         assert_eq!(config.server, "https://127.0.0.1:6443");
         assert_eq!(config.default_namespace, "web");
         assert_eq!(config.ca.read().unwrap(), b"ca");
-        let Credentials::Certificate { certificate, key } = config.credentials else {
-            panic!()
-        };
-        assert_eq!(
-            (certificate.read().unwrap(), key.read().unwrap()),
-            (b"cert".to_vec(), b"key".to_vec())
-        );
+        let Credentials::Certificate { certificate, key } = config.credentials else { panic!() };
+        assert_eq!((certificate.read().unwrap(), key.read().unwrap()), (b"cert".to_vec(), b"key".to_vec()));
     }
 
     #[test]
     fn files_are_relative_to_the_kubeconfig_and_a_token_file_wins() {
         let config = config(Some("b")).unwrap();
-        assert_eq!(
-            format!("{:?}", config.ca),
-            r#"File("/home/me/.kube/pki/ca.crt")"#
-        );
-        assert_eq!(
-            format!("{:?}", config.credentials),
-            r#"TokenFile("/var/token")"#
-        );
+        assert_eq!(format!("{:?}", config.ca), r#"File("/home/me/.kube/pki/ca.crt")"#);
+        assert_eq!(format!("{:?}", config.credentials), r#"TokenFile("/var/token")"#);
     }
 
     #[test]
     fn what_is_missing_or_unsupported_is_named() {
         let message = |context| config(Some(context)).unwrap_err().to_string();
-        assert_eq!(
-            message("c"),
-            r#"/home/me/.kube/config has no user "nobody""#
-        );
+        assert_eq!(message("c"), r#"/home/me/.kube/config has no user "nobody""#);
         assert_eq!(message("d"), "/home/me/.kube/config: exec is not supported");
         assert_eq!(message("x"), r#"/home/me/.kube/config has no context "x""#);
     }

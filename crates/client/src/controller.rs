@@ -5,9 +5,7 @@
 //! - A key is reconciled by one worker at a time, and again after every change that maps to it.
 //! - A reconcile that fails or panics is retried with the queue's back-off until it succeeds.
 
-use std::{
-    any::Any, fmt, future::Future, hash::Hash, panic::AssertUnwindSafe, sync::Arc, time::Duration,
-};
+use std::{any::Any, fmt, future::Future, hash::Hash, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
 use kube::{Resource, ResourceExt as _};
@@ -39,13 +37,7 @@ where
 {
     /// A controller with one worker that watches nothing yet. The name goes into logs.
     pub fn new(name: &'static str) -> Self {
-        Controller {
-            name,
-            workers: 1,
-            queue: WorkQueue::new(),
-            synced: Vec::new(),
-            feeders: Vec::new(),
-        }
+        Controller { name, workers: 1, queue: WorkQueue::new(), synced: Vec::new(), feeders: Vec::new() }
     }
 
     /// How many keys are reconciled at once.
@@ -68,8 +60,7 @@ where
         Keys::IntoIter: Send,
     {
         let (source, queue) = (informer.clone(), self.queue.clone());
-        self.synced
-            .push(async move { source.wait_synced().await }.boxed());
+        self.synced.push(async move { source.wait_synced().await }.boxed());
         let informer = informer.clone();
         self.feeders.push(
             async move {
@@ -90,8 +81,7 @@ where
     #[must_use]
     pub fn reads<K: Resource + Send + Sync + 'static>(mut self, informer: &Informer<K>) -> Self {
         let informer = informer.clone();
-        self.synced
-            .push(async move { informer.wait_synced().await }.boxed());
+        self.synced.push(async move { informer.wait_synced().await }.boxed());
         self
     }
 
@@ -133,21 +123,15 @@ where
     }
 }
 
-async fn work<Key, Reconcile, Fut, Error>(
-    name: &'static str,
-    queue: &WorkQueue<Key>,
-    reconcile: &Reconcile,
-    key: Key,
-) where
+async fn work<Key, Reconcile, Fut, Error>(name: &'static str, queue: &WorkQueue<Key>, reconcile: &Reconcile, key: Key)
+where
     Key: Clone + Eq + Hash + fmt::Display,
     Reconcile: Fn(Key) -> Fut,
     Fut: Future<Output = Result<Action, Error>>,
     Error: fmt::Display,
 {
     // The call itself is inside, for functions that panic before their first await.
-    let reconciled = AssertUnwindSafe(async { reconcile(key.clone()).await })
-        .catch_unwind()
-        .await;
+    let reconciled = AssertUnwindSafe(async { reconcile(key.clone()).await }).catch_unwind().await;
     match reconciled {
         Ok(Ok(Action::Done)) => queue.forget(&key),
         Ok(Ok(Action::RequeueAfter(delay))) => {
@@ -190,17 +174,10 @@ pub fn owner_mapper<K: Resource>(
     move |change| {
         let mut keys: Vec<ObjectKey> = Vec::new();
         for object in change.old().into_iter().chain([change.object()]) {
-            let owner = object
-                .owner_references()
-                .iter()
-                .find(|owner| owner.controller == Some(true));
+            let owner = object.owner_references().iter().find(|owner| owner.controller == Some(true));
             if let Some(owner) = owner
                 && owner.kind == kind
-                && owner
-                    .api_version
-                    .rsplit_once('/')
-                    .map_or("", |(group, _)| group)
-                    == group
+                && owner.api_version.rsplit_once('/').map_or("", |(group, _)| group) == group
             {
                 let namespace = object.meta().namespace.as_deref().unwrap_or("");
                 let key = ObjectKey::new(namespace, &owner.name);

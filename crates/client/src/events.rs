@@ -80,47 +80,24 @@ impl EventRecorder {
     /// Must be called on a tokio runtime.
     pub fn new(client: Client, component: &str, host: Option<&str>) -> EventRecorder {
         let (queue, recorded) = mpsc::channel(QUEUE);
-        let source = EventSource {
-            component: Some(component.to_owned()),
-            host: host.map(str::to_owned),
-        };
-        let sender = Sender {
-            client,
-            correlator: Correlator::new(source),
-        };
+        let source = EventSource { component: Some(component.to_owned()), host: host.map(str::to_owned) };
+        let sender = Sender { client, correlator: Correlator::new(source) };
         tokio::spawn(sender.run(recorded));
         EventRecorder { queue }
     }
 
     /// Records that something happened to an object. Never waits.
-    pub fn event(
-        &self,
-        object: ObjectReference,
-        kind: EventType,
-        reason: &str,
-        message: impl Into<String>,
-    ) {
+    pub fn event(&self, object: ObjectReference, kind: EventType, reason: &str, message: impl Into<String>) {
         let (reason, message) = (reason.to_owned(), message.into());
-        let recorded = Recorded {
-            object,
-            kind,
-            reason,
-            message,
-            at: Timestamp::now(),
-        };
+        let recorded = Recorded { object, kind, reason, message, at: Timestamp::now() };
         if let Err(error) = self.queue.try_send(recorded) {
             tracing::warn!(%error, "event dropped");
         }
     }
 
     /// [`event`](EventRecorder::event) for an object at hand.
-    pub fn for_object<K>(
-        &self,
-        object: &K,
-        kind: EventType,
-        reason: &str,
-        message: impl Into<String>,
-    ) where
+    pub fn for_object<K>(&self, object: &K, kind: EventType, reason: &str, message: impl Into<String>)
+    where
         K: Resource<DynamicType = ()>,
     {
         self.event(object_reference(object), kind, reason, message);
@@ -165,9 +142,7 @@ impl Sender {
             let result = match &write.patch {
                 Some(patch) => {
                     let name = write.event.metadata.name.as_deref().unwrap_or_default();
-                    events
-                        .patch(name, &PatchParams::default(), &Patch::Strategic(patch))
-                        .await
+                    events.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await
                 }
                 None => events.create(&PostParams::default(), &write.event).await,
             };
@@ -227,12 +202,7 @@ struct Sent {
 
 impl Correlator {
     fn new(source: EventSource) -> Correlator {
-        Correlator {
-            source,
-            buckets: HashMap::new(),
-            similar: HashMap::new(),
-            sent: HashMap::new(),
-        }
+        Correlator { source, buckets: HashMap::new(), similar: HashMap::new(), sent: HashMap::new() }
     }
 
     /// `None` if the event is one too many.
@@ -248,11 +218,7 @@ impl Correlator {
         let similar_key = (parts.clone(), recorded.kind, recorded.reason.clone());
         let (message, combined) = self.combine(&similar_key, &recorded.message, now);
         // Combined events are one event whatever their message.
-        let distinct = if combined {
-            String::new()
-        } else {
-            recorded.message.clone()
-        };
+        let distinct = if combined { String::new() } else { recorded.message.clone() };
         let equal_key = (similar_key, object.field_path.clone(), distinct);
         self.forget_old(now);
         let known = self.sent.get_mut(&equal_key);
@@ -269,12 +235,7 @@ impl Correlator {
             }
             None => {
                 let name = event_name(object, recorded.at);
-                let sent = Sent {
-                    name: name.clone(),
-                    count: 1,
-                    first: recorded.at,
-                    at: now,
-                };
+                let sent = Sent { name: name.clone(), count: 1, first: recorded.at, at: now };
                 self.sent.insert(equal_key.clone(), sent);
                 (name, 1, recorded.at, None)
             }
@@ -286,10 +247,7 @@ impl Correlator {
             }
             return None;
         }
-        let namespace = object
-            .namespace
-            .clone()
-            .filter(|namespace| !namespace.is_empty());
+        let namespace = object.namespace.clone().filter(|namespace| !namespace.is_empty());
         let event = Event {
             metadata: ObjectMeta {
                 name: Some(name),
@@ -308,23 +266,15 @@ impl Correlator {
             source: Some(self.source.clone()),
             ..Event::default()
         };
-        Some(Write {
-            key: equal_key,
-            event,
-            patch,
-        })
+        Some(Write { key: equal_key, event, patch })
     }
 
     /// The message to use, and whether this event was combined with similar ones.
     fn combine(&mut self, key: &SimilarKey, message: &str, now: Instant) -> (String, bool) {
         if self.similar.len() >= REMEMBERED {
-            self.similar
-                .retain(|_, (_, at)| now.duration_since(*at) < SIMILAR_WINDOW);
+            self.similar.retain(|_, (_, at)| now.duration_since(*at) < SIMILAR_WINDOW);
         }
-        let (messages, at) = self
-            .similar
-            .entry(key.clone())
-            .or_insert_with(|| (HashSet::new(), now));
+        let (messages, at) = self.similar.entry(key.clone()).or_insert_with(|| (HashSet::new(), now));
         if now.duration_since(*at) > SIMILAR_WINDOW {
             messages.clear();
         }
@@ -342,9 +292,8 @@ impl Correlator {
 
     fn allowed(&mut self, object: ObjectKeyParts, now: Instant) -> bool {
         if self.buckets.len() >= REMEMBERED {
-            self.buckets.retain(|_, (tokens, at)| {
-                *tokens + now.duration_since(*at).as_secs_f64() * REFILL_PER_S < BURST
-            });
+            self.buckets
+                .retain(|_, (tokens, at)| *tokens + now.duration_since(*at).as_secs_f64() * REFILL_PER_S < BURST);
         }
         let (tokens, at) = self.buckets.entry(object).or_insert((BURST, now));
         *tokens = (*tokens + now.duration_since(*at).as_secs_f64() * REFILL_PER_S).min(BURST);
@@ -361,15 +310,10 @@ impl Correlator {
         if self.sent.len() < REMEMBERED {
             return;
         }
-        let mut ages: Vec<_> = self
-            .sent
-            .values()
-            .map(|sent| now.duration_since(sent.at))
-            .collect();
+        let mut ages: Vec<_> = self.sent.values().map(|sent| now.duration_since(sent.at)).collect();
         let (_, median, _) = ages.select_nth_unstable(REMEMBERED / 2);
         let median = *median;
-        self.sent
-            .retain(|_, sent| now.duration_since(sent.at) < median);
+        self.sent.retain(|_, sent| now.duration_since(sent.at) < median);
     }
 
     fn renamed(&mut self, key: &EqualKey, name: String) {
@@ -381,11 +325,7 @@ impl Correlator {
 
 /// `<object>.<time in hexadecimal nanoseconds>`, as client-go names events.
 fn event_name(object: &ObjectReference, at: Timestamp) -> String {
-    format!(
-        "{}.{:x}",
-        object.name.as_deref().unwrap_or_default(),
-        at.as_nanosecond()
-    )
+    format!("{}.{:x}", object.name.as_deref().unwrap_or_default(), at.as_nanosecond())
 }
 
 #[cfg(test)]

@@ -71,10 +71,7 @@ impl FakeApi {
             failures: VecDeque::new(),
             requests: Vec::new(),
         };
-        FakeApi {
-            state: Arc::new(Mutex::new(state)),
-            version: watch::Sender::new((1, 0)),
-        }
+        FakeApi { state: Arc::new(Mutex::new(state)), version: watch::Sender::new((1, 0)) }
     }
 
     /// A client of it.
@@ -104,13 +101,7 @@ impl FakeApi {
         self.state.lock().requests.clone()
     }
 
-    fn handle(
-        &self,
-        method: &Method,
-        uri: &http::Uri,
-        body: &[u8],
-        headers: &http::HeaderMap,
-    ) -> Answer {
+    fn handle(&self, method: &Method, uri: &http::Uri, body: &[u8], headers: &http::HeaderMap) -> Answer {
         let Some(path) = ObjectPath::parse(uri.path()) else {
             return status(404, "NotFound", "no such path");
         };
@@ -118,25 +109,16 @@ impl FakeApi {
         {
             let mut state = self.state.lock();
             state.requests.push(format!("{method} {uri}"));
-            let failing =
-                |(of, _): &(Option<Method>, u16)| of.as_ref().is_none_or(|of| of == method);
+            let failing = |(of, _): &(Option<Method>, u16)| of.as_ref().is_none_or(|of| of == method);
             if let Some(at) = state.failures.iter().position(failing)
                 && let Some((_, code)) = state.failures.remove(at)
             {
-                let reason = if code == 410 {
-                    "Expired"
-                } else {
-                    "InternalError"
-                };
+                let reason = if code == 410 { "Expired" } else { "InternalError" };
                 return status(code, reason, "failing as asked");
             }
         }
         match (method, path.name.is_some()) {
-            (&Method::GET, false)
-                if query
-                    .get("watch")
-                    .is_some_and(|watch| watch == "true" || watch == "1") =>
-            {
+            (&Method::GET, false) if query.get("watch").is_some_and(|watch| watch == "true" || watch == "1") => {
                 self.watch(path, query)
             }
             (&Method::GET, false) => self.state.lock().list(&path, &query),
@@ -162,10 +144,7 @@ impl FakeApi {
     }
 
     fn watch(&self, path: ObjectPath, query: HashMap<String, String>) -> Answer {
-        let from = query
-            .get("resourceVersion")
-            .and_then(|version| version.parse().ok())
-            .unwrap_or(0);
+        let from = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
         if from < self.state.lock().compacted {
             return status(410, "Expired", "too old resource version");
         }
@@ -230,9 +209,7 @@ impl ObjectPath {
         let (prefix, rest) = parts.split_at_checked(base)?;
         let (namespace, rest) = match rest {
             // `namespaces/x` is itself an object; `namespaces/x/pods` is not.
-            ["namespaces", namespace, rest @ ..] if !rest.is_empty() && rest[0] != "status" => {
-                (*namespace, rest)
-            }
+            ["namespaces", namespace, rest @ ..] if !rest.is_empty() && rest[0] != "status" => (*namespace, rest),
             rest => ("", rest),
         };
         Some(ObjectPath {
@@ -243,33 +220,20 @@ impl ObjectPath {
     }
 
     fn key(&self) -> (String, String, String) {
-        (
-            self.collection.clone(),
-            self.namespace.clone(),
-            self.name.clone().unwrap_or_default(),
-        )
+        (self.collection.clone(), self.namespace.clone(), self.name.clone().unwrap_or_default())
     }
 }
 
 impl State {
     fn list(&self, path: &ObjectPath, query: &HashMap<String, String>) -> Answer {
-        let matching = self.objects.iter().filter(|((collection, ..), object)| {
-            *collection == path.collection && selected(path, query, object)
-        });
-        let start: usize = query
-            .get("continue")
-            .and_then(|token| token.parse().ok())
-            .unwrap_or(0);
-        let limit: usize = query
-            .get("limit")
-            .and_then(|limit| limit.parse().ok())
-            .unwrap_or(usize::MAX);
+        let matching = self
+            .objects
+            .iter()
+            .filter(|((collection, ..), object)| *collection == path.collection && selected(path, query, object));
+        let start: usize = query.get("continue").and_then(|token| token.parse().ok()).unwrap_or(0);
+        let limit: usize = query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX);
         let items: Vec<&Value> = matching.map(|(_, object)| object).skip(start).collect();
-        let token = if items.len() > limit {
-            (start + limit).to_string()
-        } else {
-            String::new()
-        };
+        let token = if items.len() > limit { (start + limit).to_string() } else { String::new() };
         let items: Vec<&Value> = items.into_iter().take(limit).collect();
         answer(
             200,
@@ -282,12 +246,7 @@ impl State {
     }
 
     /// The lines for a watch that has seen everything up to `from`, and the version seen then.
-    fn events(
-        &self,
-        path: &ObjectPath,
-        query: &HashMap<String, String>,
-        from: u64,
-    ) -> Result<(String, u64), String> {
+    fn events(&self, path: &ObjectPath, query: &HashMap<String, String>, from: u64) -> Result<(String, u64), String> {
         if from == u64::MAX {
             return Ok((String::new(), from));
         }
@@ -301,10 +260,7 @@ impl State {
             if logged.collection != path.collection {
                 continue;
             }
-            let was = logged
-                .old
-                .as_ref()
-                .is_some_and(|old| selected(path, query, old));
+            let was = logged.old.as_ref().is_some_and(|old| selected(path, query, old));
             let is = logged.kind != "DELETED" && selected(path, query, &logged.object);
             let kind = match (was, is) {
                 (false, true) => "ADDED",
@@ -312,10 +268,7 @@ impl State {
                 (true, false) => "DELETED",
                 (false, false) => continue,
             };
-            lines.push_str(&format!(
-                "{}\n",
-                json!({"type": kind, "object": logged.object})
-            ));
+            lines.push_str(&format!("{}\n", json!({"type": kind, "object": logged.object})));
         }
         if lines.is_empty() && self.version > from {
             let bookmark = json!({"kind": "Bookmark", "apiVersion": "v1",
@@ -340,16 +293,9 @@ impl State {
             meta["namespace"] = json!(path.namespace);
         }
         meta["uid"] = json!(format!("uid-{version}"));
-        meta["creationTimestamp"] = json!(
-            jiff::Timestamp::now()
-                .round(jiff::Unit::Second)
-                .unwrap_or_default()
-        );
+        meta["creationTimestamp"] = json!(jiff::Timestamp::now().round(jiff::Unit::Second).unwrap_or_default());
         let name = meta["name"].as_str().unwrap_or_default().to_owned();
-        let path = ObjectPath {
-            name: Some(name.clone()),
-            ..path.clone()
-        };
+        let path = ObjectPath { name: Some(name.clone()), ..path.clone() };
         if self.objects.contains_key(&path.key()) {
             return status(409, "AlreadyExists", &format!("\"{name}\" already exists"));
         }
@@ -380,10 +326,7 @@ impl State {
         let Ok(patch) = serde_json::from_slice::<Value>(body) else {
             return status(400, "BadRequest", "not JSON");
         };
-        let kind = headers
-            .get(CONTENT_TYPE)
-            .and_then(|kind| kind.to_str().ok())
-            .unwrap_or("");
+        let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("");
         if !kind.contains("merge-patch") {
             return status(415, "UnsupportedMediaType", "the fake merges only");
         }
@@ -400,35 +343,17 @@ impl State {
         last["metadata"]["resourceVersion"] = json!(self.version.to_string());
         let response = answer(200, &last);
         let collection = path.collection.clone();
-        self.log.push(Logged {
-            version: self.version,
-            kind: "DELETED",
-            collection,
-            old: Some(object),
-            object: last,
-        });
+        self.log.push(Logged { version: self.version, kind: "DELETED", collection, old: Some(object), object: last });
         response
     }
 
-    fn store(
-        &mut self,
-        path: &ObjectPath,
-        kind: &'static str,
-        mut object: Value,
-        code: u16,
-    ) -> Answer {
+    fn store(&mut self, path: &ObjectPath, kind: &'static str, mut object: Value, code: u16) -> Answer {
         self.version += 1;
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         let old = self.objects.insert(path.key(), object.clone());
         let response = answer(code, &object);
         let collection = path.collection.clone();
-        self.log.push(Logged {
-            version: self.version,
-            kind,
-            collection,
-            old,
-            object,
-        });
+        self.log.push(Logged { version: self.version, kind, collection, old, object });
         response
     }
 }
@@ -441,22 +366,11 @@ fn selected(path: &ObjectPath, query: &HashMap<String, String>, object: &Value) 
     let terms = |name: &str| -> Vec<(String, String)> {
         let selector = query.get(name).map_or("", String::as_str);
         let terms = selector.split(',').filter_map(|term| term.split_once('='));
-        terms
-            .map(|(key, value)| (key.to_owned(), value.trim_start_matches('=').to_owned()))
-            .collect()
+        terms.map(|(key, value)| (key.to_owned(), value.trim_start_matches('=').to_owned())).collect()
     };
-    let field = |path: &str| {
-        path.split('.')
-            .fold(object, |value, part| &value[part])
-            .as_str()
-            .unwrap_or("")
-    };
-    terms("labelSelector")
-        .iter()
-        .all(|(key, value)| meta["labels"][key.as_str()] == value.as_str())
-        && terms("fieldSelector")
-            .iter()
-            .all(|(key, value)| field(key) == value.as_str())
+    let field = |path: &str| path.split('.').fold(object, |value, part| &value[part]).as_str().unwrap_or("");
+    terms("labelSelector").iter().all(|(key, value)| meta["labels"][key.as_str()] == value.as_str())
+        && terms("fieldSelector").iter().all(|(key, value)| field(key) == value.as_str())
 }
 
 /// RFC 7386.
@@ -503,26 +417,17 @@ fn parse_query(query: &str) -> HashMap<String, String> {
         String::from_utf8_lossy(&bytes).into_owned()
     };
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-    pairs
-        .map(|(key, value)| (decode(key), decode(value)))
-        .collect()
+    pairs.map(|(key, value)| (decode(key), decode(value))).collect()
 }
 
 fn answer(code: u16, object: &Value) -> Answer {
-    json_response(
-        code,
-        Full::new(Bytes::from(object.to_string())).boxed_unsync(),
-    )
+    json_response(code, Full::new(Bytes::from(object.to_string())).boxed_unsync())
 }
 
 fn json_response(code: u16, body: UnsyncBoxBody<Bytes, Infallible>) -> Answer {
     let mut response = Response::new(body);
-    *response.status_mut() =
-        StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        http::HeaderValue::from_static("application/json"),
-    );
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
     response
 }
 
@@ -537,9 +442,5 @@ fn status(code: u16, reason: &str, message: &str) -> Answer {
 }
 
 fn not_found(path: &ObjectPath) -> Answer {
-    status(
-        404,
-        "NotFound",
-        &format!("{:?} not found", path.name.as_deref().unwrap_or_default()),
-    )
+    status(404, "NotFound", &format!("{:?} not found", path.name.as_deref().unwrap_or_default()))
 }

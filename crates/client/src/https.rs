@@ -51,40 +51,23 @@ pub fn https(config: &Config) -> Result<kube::Client, ConfigError> {
     let server_name = server_name(config, &base)?;
     let mut tls = tls_config(config)?;
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let connector = Connector {
-        tls: TlsConnector::from(Arc::new(tls)),
-        server_name,
-    };
+    let connector = Connector { tls: TlsConnector::from(Arc::new(tls)), server_name };
     let http = legacy::Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
         .http2_keep_alive_interval(PING_INTERVAL)
         .http2_keep_alive_timeout(PING_TIMEOUT)
         .build(connector);
-    let user_agent =
-        HeaderValue::from_str(&config.user_agent).map_err(|error| ConfigError::Server {
-            server: config.server.clone(),
-            what: format!("user agent: {error}"),
-        })?;
+    let user_agent = HeaderValue::from_str(&config.user_agent)
+        .map_err(|error| ConfigError::Server { server: config.server.clone(), what: format!("user agent: {error}") })?;
     let token = match &config.credentials {
-        Credentials::Token(token) => Some(Token::Fixed(bearer(token).map_err(|error| {
-            ConfigError::Tls {
-                what: "bearer token",
-                reason: error.to_string(),
-            }
-        })?)),
-        Credentials::TokenFile(path) => Some(Token::File {
-            path: path.clone(),
-            read: Mutex::new(None),
-        }),
+        Credentials::Token(token) => Some(Token::Fixed(
+            bearer(token).map_err(|error| ConfigError::Tls { what: "bearer token", reason: error.to_string() })?,
+        )),
+        Credentials::TokenFile(path) => Some(Token::File { path: path.clone(), read: Mutex::new(None) }),
         Credentials::Anonymous | Credentials::Certificate { .. } => None,
     };
-    let service = Transport {
-        http,
-        base: Arc::new(base),
-        user_agent,
-        token: token.map(Arc::new),
-    };
+    let service = Transport { http, base: Arc::new(base), user_agent, token: token.map(Arc::new) };
     Ok(kube::Client::new(service, &*config.default_namespace))
 }
 
@@ -97,24 +80,13 @@ struct Base {
 
 impl Base {
     fn parse(server: &str) -> Result<Base, ConfigError> {
-        let invalid = |what: &str| ConfigError::Server {
-            server: server.into(),
-            what: what.into(),
-        };
-        let uri: Uri = server
-            .parse()
-            .map_err(|error: http::uri::InvalidUri| invalid(&error.to_string()))?;
+        let invalid = |what: &str| ConfigError::Server { server: server.into(), what: what.into() };
+        let uri: Uri = server.parse().map_err(|error: http::uri::InvalidUri| invalid(&error.to_string()))?;
         if uri.scheme_str() != Some("https") {
             return Err(invalid("it must start with https://"));
         }
-        let authority = uri
-            .authority()
-            .cloned()
-            .ok_or_else(|| invalid("it has no host"))?;
-        Ok(Base {
-            authority,
-            path: uri.path().trim_end_matches('/').to_owned(),
-        })
+        let authority = uri.authority().cloned().ok_or_else(|| invalid("it has no host"))?;
+        Ok(Base { authority, path: uri.path().trim_end_matches('/').to_owned() })
     }
 
     /// A request's path on this server.
@@ -129,19 +101,10 @@ impl Base {
 }
 
 fn server_name(config: &Config, base: &Base) -> Result<ServerName<'static>, ConfigError> {
-    let host = base
-        .authority
-        .host()
-        .trim_start_matches('[')
-        .trim_end_matches(']');
-    let name = config
-        .tls_server_name
-        .clone()
-        .unwrap_or_else(|| host.to_owned());
-    ServerName::try_from(name).map_err(|error| ConfigError::Server {
-        server: config.server.clone(),
-        what: error.to_string(),
-    })
+    let host = base.authority.host().trim_start_matches('[').trim_end_matches(']');
+    let name = config.tls_server_name.clone().unwrap_or_else(|| host.to_owned());
+    ServerName::try_from(name)
+        .map_err(|error| ConfigError::Server { server: config.server.clone(), what: error.to_string() })
 }
 
 /// Adds address, user agent and token to each request.
@@ -167,13 +130,9 @@ impl Service<Request<Body>> for Transport {
         let this = self.clone();
         Box::pin(async move {
             *request.uri_mut() = this.base.resolve(request.uri())?;
-            request
-                .headers_mut()
-                .insert(header::USER_AGENT, this.user_agent);
+            request.headers_mut().insert(header::USER_AGENT, this.user_agent);
             if let Some(token) = this.token {
-                request
-                    .headers_mut()
-                    .insert(header::AUTHORIZATION, token.header().await?);
+                request.headers_mut().insert(header::AUTHORIZATION, token.header().await?);
             }
             Ok(this.http.request(request).await?)
         })
@@ -183,10 +142,7 @@ impl Service<Request<Body>> for Transport {
 /// Where the bearer token comes from.
 enum Token {
     Fixed(HeaderValue),
-    File {
-        path: std::path::PathBuf,
-        read: Mutex<Option<(Instant, HeaderValue)>>,
-    },
+    File { path: std::path::PathBuf, read: Mutex<Option<(Instant, HeaderValue)>> },
 }
 
 impl Token {
@@ -244,12 +200,7 @@ impl Service<Uri> for Connector {
     fn call(&mut self, uri: Uri) -> Self::Future {
         let this = self.clone();
         let connect = async move {
-            let host = uri
-                .host()
-                .unwrap_or_default()
-                .trim_start_matches('[')
-                .trim_end_matches(']')
-                .to_owned();
+            let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
             let tcp = TcpStream::connect((host, uri.port_u16().unwrap_or(443))).await?;
             tcp.set_nodelay(true)?;
             let tls = this.tls.connect(this.server_name, tcp).await?;
@@ -269,11 +220,7 @@ struct Stream(TokioIo<TlsStream<TcpStream>>);
 impl Connection for Stream {
     fn connected(&self) -> Connected {
         let (_, tls) = self.0.inner().get_ref();
-        if tls.alpn_protocol() == Some(b"h2") {
-            Connected::new().negotiated_h2()
-        } else {
-            Connected::new()
-        }
+        if tls.alpn_protocol() == Some(b"h2") { Connected::new().negotiated_h2() } else { Connected::new() }
     }
 }
 
@@ -288,11 +235,7 @@ impl rt::Read for Stream {
 }
 
 impl rt::Write for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, data)
     }
 
@@ -310,19 +253,12 @@ fn tls_config(config: &Config) -> Result<ClientConfig, ConfigError> {
     let roots = roots(&config.ca)?;
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .map_err(|error| ConfigError::Tls {
-            what: "TLS library",
-            reason: error.to_string(),
-        })?
+        .map_err(|error| ConfigError::Tls { what: "TLS library", reason: error.to_string() })?
         .with_root_certificates(roots);
     Ok(match &config.credentials {
         Credentials::Certificate { certificate, key } => {
-            let identity = Identity {
-                certificate: certificate.clone(),
-                key: key.clone(),
-                provider,
-                loaded: Mutex::new(None),
-            };
+            let identity =
+                Identity { certificate: certificate.clone(), key: key.clone(), provider, loaded: Mutex::new(None) };
             // Read now, so that a mistake is reported where it was made.
             identity.current()?;
             builder.with_client_cert_resolver(Arc::new(identity))
@@ -332,17 +268,12 @@ fn tls_config(config: &Config) -> Result<ClientConfig, ConfigError> {
 }
 
 fn roots(ca: &Pem) -> Result<RootCertStore, ConfigError> {
-    let unusable = |reason: String| ConfigError::Tls {
-        what: "CA bundle",
-        reason,
-    };
+    let unusable = |reason: String| ConfigError::Tls { what: "CA bundle", reason };
     let pem = ca.read().map_err(|error| unusable(error.to_string()))?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
-        roots
-            .add(certificate)
-            .map_err(|error| unusable(error.to_string()))?;
+        roots.add(certificate).map_err(|error| unusable(error.to_string()))?;
     }
     if roots.is_empty() {
         return Err(unusable("it holds no certificate".into()));
@@ -363,9 +294,7 @@ impl Identity {
     fn current(&self) -> Result<Arc<CertifiedKey>, ConfigError> {
         let changed = match &self.certificate {
             Pem::Inline(_) => None,
-            Pem::File(path) => std::fs::metadata(path)
-                .and_then(|meta| meta.modified())
-                .ok(),
+            Pem::File(path) => std::fs::metadata(path).and_then(|meta| meta.modified()).ok(),
         };
         let mut loaded = self.loaded.lock();
         if let Some((when, key)) = &*loaded
@@ -374,19 +303,12 @@ impl Identity {
             return Ok(key.clone());
         }
         let unusable = |what, reason: String| ConfigError::Tls { what, reason };
-        let pem = self
-            .certificate
-            .read()
-            .map_err(|error| unusable("client certificate", error.to_string()))?;
+        let pem = self.certificate.read().map_err(|error| unusable("client certificate", error.to_string()))?;
         let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)
             .collect::<Result<_, _>>()
             .map_err(|error| unusable("client certificate", error.to_string()))?;
-        let pem = self
-            .key
-            .read()
-            .map_err(|error| unusable("client key", error.to_string()))?;
-        let key = PrivateKeyDer::from_pem_slice(&pem)
-            .map_err(|error| unusable("client key", error.to_string()))?;
+        let pem = self.key.read().map_err(|error| unusable("client key", error.to_string()))?;
+        let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| unusable("client key", error.to_string()))?;
         let certified = CertifiedKey::from_der(chain, key, &self.provider)
             .map_err(|error| unusable("client certificate and key", error.to_string()))?;
         let certified = Arc::new(certified);

@@ -66,22 +66,14 @@ impl LeaderElection {
 
     /// Other times, in this order of size: lease duration > renew deadline > retry period.
     #[must_use]
-    pub fn with_times(
-        mut self,
-        lease: Duration,
-        renew: Duration,
-        retry: Duration,
-    ) -> LeaderElection {
+    pub fn with_times(mut self, lease: Duration, renew: Duration, retry: Duration) -> LeaderElection {
         (self.lease_duration, self.renew_deadline, self.retry_period) = (lease, renew, retry);
         self
     }
 
     /// Waits to become the leader, then runs `leading` until it ends or the lead is lost. When it ends
     /// by itself the Lease is given up, so that another candidate can take over at once.
-    pub async fn run<F: Future>(
-        mut self,
-        leading: impl FnOnce() -> F,
-    ) -> Result<F::Output, LeadershipLost> {
+    pub async fn run<F: Future>(mut self, leading: impl FnOnce() -> F) -> Result<F::Output, LeadershipLost> {
         while !self.try_acquire_or_renew().await {
             let part = rand::rng().random::<f64>() * JITTER;
             sleep(self.retry_period.mul_f64(1.0 + part)).await;
@@ -100,11 +92,7 @@ impl LeaderElection {
                 self.release().await;
                 Ok(output)
             }
-            None => Err(LeadershipLost {
-                identity: self.identity,
-                namespace: self.namespace,
-                name: self.name,
-            }),
+            None => Err(LeadershipLost { identity: self.identity, namespace: self.namespace, name: self.name }),
         }
     }
 
@@ -130,9 +118,7 @@ impl LeaderElection {
     }
 
     fn held_by_another(&self) -> bool {
-        self.observed
-            .as_ref()
-            .is_some_and(|(lease, _)| holder(lease) != self.identity)
+        self.observed.as_ref().is_some_and(|(lease, _)| holder(lease) != self.identity)
     }
 
     /// Whether we hold the Lease now.
@@ -140,10 +126,7 @@ impl LeaderElection {
         // The leader's own last write is usually still what is stored.
         if let Some((lease, _)) = &self.observed
             && holder(lease) == self.identity
-            && let Ok(lease) = self
-                .leases
-                .replace(&self.name, &PostParams::default(), &self.renewed(lease))
-                .await
+            && let Ok(lease) = self.leases.replace(&self.name, &PostParams::default(), &self.renewed(lease)).await
         {
             self.observe(lease);
             return true;
@@ -151,10 +134,7 @@ impl LeaderElection {
         let lease = match self.leases.get_opt(&self.name).await {
             Ok(Some(lease)) => lease,
             Ok(None) => {
-                let created = self
-                    .leases
-                    .create(&PostParams::default(), &self.renewed(&Lease::default()))
-                    .await;
+                let created = self.leases.create(&PostParams::default(), &self.renewed(&Lease::default())).await;
                 return match created {
                     Ok(lease) => {
                         self.observe(lease);
@@ -171,19 +151,12 @@ impl LeaderElection {
             return false;
         };
         let spec = lease.spec.as_ref();
-        let seconds = spec
-            .and_then(|spec| spec.lease_duration_seconds)
-            .unwrap_or(0);
-        let duration =
-            Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).max(self.lease_duration);
+        let seconds = spec.and_then(|spec| spec.lease_duration_seconds).unwrap_or(0);
+        let duration = Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).max(self.lease_duration);
         if !current.is_empty() && current != self.identity && since.elapsed() < duration {
             return false;
         }
-        match self
-            .leases
-            .replace(&self.name, &PostParams::default(), &self.renewed(lease))
-            .await
-        {
+        match self.leases.replace(&self.name, &PostParams::default(), &self.renewed(lease)).await {
             Ok(lease) => {
                 self.observe(lease);
                 true
@@ -221,24 +194,10 @@ impl LeaderElection {
             },
             spec: Some(LeaseSpec {
                 holder_identity: Some(self.identity.clone()),
-                lease_duration_seconds: Some(
-                    self.lease_duration
-                        .as_secs()
-                        .max(1)
-                        .try_into()
-                        .unwrap_or(i32::MAX),
-                ),
-                acquire_time: if ours {
-                    old.acquire_time.clone()
-                } else {
-                    Some(MicroTime(now))
-                },
+                lease_duration_seconds: Some(self.lease_duration.as_secs().max(1).try_into().unwrap_or(i32::MAX)),
+                acquire_time: if ours { old.acquire_time.clone() } else { Some(MicroTime(now)) },
                 renew_time: Some(MicroTime(now)),
-                lease_transitions: Some(if ours || first {
-                    transitions
-                } else {
-                    transitions + 1
-                }),
+                lease_transitions: Some(if ours || first { transitions } else { transitions + 1 }),
                 ..old
             }),
         }
@@ -257,26 +216,15 @@ impl LeaderElection {
             renew_time: now,
             ..lease.spec.clone().unwrap_or_default()
         };
-        let lease = Lease {
-            metadata: lease.metadata.clone(),
-            spec: Some(spec),
-        };
-        if let Err(error) = self
-            .leases
-            .replace(&self.name, &PostParams::default(), &lease)
-            .await
-        {
+        let lease = Lease { metadata: lease.metadata.clone(), spec: Some(spec) };
+        if let Err(error) = self.leases.replace(&self.name, &PostParams::default(), &lease).await {
             self.failed("release", &error);
         }
     }
 }
 
 fn holder(lease: &Lease) -> &str {
-    lease
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.holder_identity.as_deref())
-        .unwrap_or("")
+    lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or("")
 }
 
 #[cfg(test)]

@@ -47,9 +47,7 @@ struct State<K> {
 
 impl<K> Clone for WorkQueue<K> {
     fn clone(&self) -> Self {
-        WorkQueue {
-            shared: self.shared.clone(),
-        }
+        WorkQueue { shared: self.shared.clone() }
     }
 }
 
@@ -73,12 +71,7 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
             failures: HashMap::new(),
             closed: false,
         };
-        WorkQueue {
-            shared: Arc::new(Shared {
-                state: Mutex::new(state),
-                wake: Notify::new(),
-            }),
-        }
+        WorkQueue { shared: Arc::new(Shared { state: Mutex::new(state), wake: Notify::new() }) }
     }
 
     /// Asks for `key` to be worked on.
@@ -98,10 +91,7 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
         if state.closed || state.due.get(&key).is_some_and(|due| *due <= at) {
             return;
         }
-        let first = state
-            .timers
-            .peek()
-            .is_none_or(|Reverse((first, _))| at < *first);
+        let first = state.timers.peek().is_none_or(|Reverse((first, _))| at < *first);
         let timer = state.next_timer;
         state.next_timer += 1;
         state.due.insert(key.clone(), at);
@@ -133,13 +123,7 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
 
     /// How often `key` was added rate-limited since it was forgotten.
     pub fn failures(&self, key: &K) -> u32 {
-        self.shared
-            .state
-            .lock()
-            .failures
-            .get(key)
-            .copied()
-            .unwrap_or(0)
+        self.shared.state.lock().failures.get(key).copied().unwrap_or(0)
     }
 
     /// The next key to work on; `None` once the queue is shut down and empty. Call
@@ -237,9 +221,7 @@ impl<K: Clone + Eq + Hash> State<K> {
 }
 
 fn retry_delay(failures: u32) -> Duration {
-    let factor = 1u32
-        .checked_shl(failures.saturating_sub(1))
-        .unwrap_or(u32::MAX);
+    let factor = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
     FIRST_RETRY.saturating_mul(factor).min(LAST_RETRY)
 }
 
@@ -348,11 +330,7 @@ mod tests {
             })
             .collect();
         for key in 0..1000 {
-            if key % 2 == 0 {
-                queue.add(key)
-            } else {
-                queue.add_after(key, Duration::from_millis(1))
-            }
+            if key % 2 == 0 { queue.add(key) } else { queue.add_after(key, Duration::from_millis(1)) }
         }
         tokio::time::timeout(Duration::from_secs(10), async {
             while seen.lock().len() < 1000 {

@@ -17,17 +17,12 @@ fn main() -> Result<()> {
 
 fn measure(data_dir: &std::path::Path) -> Result<()> {
     let node = NetNs::create()?;
-    let config = PodNetworkConfig {
-        data_dir: data_dir.to_owned(),
-        ..PodNetworkConfig::new("10.244.0.0/24".parse()?)
-    };
+    let config = PodNetworkConfig { data_dir: data_dir.to_owned(), ..PodNetworkConfig::new("10.244.0.0/24".parse()?) };
     let network = node.run(|| {
         skiff_network::sysctl::set("net/bridge/bridge-nf-call-iptables", "0")?;
         PodNetwork::open(config)
     })??;
-    let pods = (0..PODS)
-        .map(|_| NetNs::create())
-        .collect::<Result<Vec<_>>>()?;
+    let pods = (0..PODS).map(|_| NetNs::create()).collect::<Result<Vec<_>>>()?;
     let mut times = Vec::new();
     for (n, pod) in pods.iter().enumerate() {
         let start = Instant::now();
@@ -40,10 +35,6 @@ fn measure(data_dir: &std::path::Path) -> Result<()> {
         network.teardown(&format!("pod-{n}"), "eth0")?;
     }
     let teardown = start.elapsed() / 50;
-    println!(
-        "setup: median {:?}, worst {:?}; teardown: {teardown:?}",
-        times[PODS / 2],
-        times[PODS - 1]
-    );
+    println!("setup: median {:?}, worst {:?}; teardown: {teardown:?}", times[PODS / 2], times[PODS - 1]);
     Ok(())
 }

@@ -130,12 +130,7 @@ mod code {
 
 impl CniError {
     fn new(code: u32, msg: impl Into<String>) -> Self {
-        Self {
-            cni_version: VERSIONS[0].to_owned(),
-            code,
-            msg: msg.into(),
-            details: String::new(),
-        }
+        Self { cni_version: VERSIONS[0].to_owned(), code, msg: msg.into(), details: String::new() }
     }
 }
 
@@ -171,15 +166,11 @@ impl Invocation {
     }
 
     fn container_id(&self) -> Result<&str, CniError> {
-        self.container_id
-            .as_deref()
-            .ok_or_else(|| missing("CNI_CONTAINERID"))
+        self.container_id.as_deref().ok_or_else(|| missing("CNI_CONTAINERID"))
     }
 
     fn interface(&self) -> Result<&str, CniError> {
-        self.interface
-            .as_deref()
-            .ok_or_else(|| missing("CNI_IFNAME"))
+        self.interface.as_deref().ok_or_else(|| missing("CNI_IFNAME"))
     }
 
     fn netns(&self) -> Result<&Path, CniError> {
@@ -188,10 +179,7 @@ impl Invocation {
 }
 
 fn missing(variable: &str) -> CniError {
-    CniError::new(
-        code::INVALID_ENVIRONMENT,
-        format!("required env variables [{variable}] missing"),
-    )
+    CniError::new(code::INVALID_ENVIRONMENT, format!("required env variables [{variable}] missing"))
 }
 
 /// Runs as a plugin process: command from the environment, configuration from standard input, result
@@ -220,13 +208,11 @@ pub fn run(invocation: &Invocation, input: &[u8]) -> Result<Option<String>, CniE
         let version = json!({ "cniVersion": VERSIONS[1], "supportedVersions": VERSIONS });
         return Ok(Some(version.to_string()));
     }
-    let config: PluginConfig = serde_json::from_slice(input)
-        .map_err(|e| CniError::new(code::DECODING_FAILURE, e.to_string()))?;
+    let config: PluginConfig =
+        serde_json::from_slice(input).map_err(|e| CniError::new(code::DECODING_FAILURE, e.to_string()))?;
     if !VERSIONS.contains(&config.cni_version.as_str()) {
-        let message = format!(
-            "incompatible CNI versions; config is {:?}, plugin supports {VERSIONS:?}",
-            config.cni_version
-        );
+        let message =
+            format!("incompatible CNI versions; config is {:?}, plugin supports {VERSIONS:?}", config.cni_version);
         return Err(CniError::new(code::INCOMPATIBLE_VERSION, message));
     }
     execute(invocation, &config).map_err(|mut error| {
@@ -268,17 +254,10 @@ fn execute(invocation: &Invocation, config: &PluginConfig) -> Result<Option<Stri
         }
         "CHECK" => {
             if config.prev_result.is_none() {
-                return Err(CniError::new(
-                    code::INVALID_CONFIG,
-                    "prevResult is required by CHECK",
-                ));
+                return Err(CniError::new(code::INVALID_CONFIG, "prevResult is required by CHECK"));
             }
             let namespace = NetNs::open(invocation.netns()?)?;
-            open()?.check(
-                invocation.container_id()?,
-                namespace.as_fd(),
-                invocation.interface()?,
-            )?;
+            open()?.check(invocation.container_id()?, namespace.as_fd(), invocation.interface()?)?;
             Ok(None)
         }
         "STATUS" => {
@@ -286,12 +265,10 @@ fn execute(invocation: &Invocation, config: &PluginConfig) -> Result<Option<Stri
             Ok(None)
         }
         "GC" => {
-            let valid = config.valid_attachments.as_ref().ok_or_else(|| {
-                CniError::new(
-                    code::INVALID_CONFIG,
-                    "cni.dev/valid-attachments is required by GC",
-                )
-            })?;
+            let valid = config
+                .valid_attachments
+                .as_ref()
+                .ok_or_else(|| CniError::new(code::INVALID_CONFIG, "cni.dev/valid-attachments is required by GC"))?;
             let wanted: HashSet<Attachment> = valid
                 .iter()
                 .map(|attachment| Attachment {
@@ -303,10 +280,7 @@ fn execute(invocation: &Invocation, config: &PluginConfig) -> Result<Option<Stri
             Ok(None)
         }
         "" => Err(missing("CNI_COMMAND")),
-        other => Err(CniError::new(
-            code::INVALID_ENVIRONMENT,
-            format!("unknown CNI_COMMAND: {other}"),
-        )),
+        other => Err(CniError::new(code::INVALID_ENVIRONMENT, format!("unknown CNI_COMMAND: {other}"))),
     }
 }
 
@@ -339,11 +313,7 @@ mod tests {
             }
         }
 
-        fn call(
-            &self,
-            command: &str,
-            extra: serde_json::Value,
-        ) -> Result<Option<serde_json::Value>, CniError> {
+        fn call(&self, command: &str, extra: serde_json::Value) -> Result<Option<serde_json::Value>, CniError> {
             let mut config = json!({
                 "cniVersion": "1.1.0", "name": "skiff", "type": PLUGIN_TYPE,
                 "podCIDR": "10.244.0.0/24", "dataDir": self.data_dir,
@@ -357,10 +327,7 @@ mod tests {
                 netns: Some(self.pin.clone()),
                 interface: Some("eth0".to_owned()),
             };
-            let output = self
-                .node
-                .run(|| run(&invocation, config.to_string().as_bytes()))
-                .unwrap()?;
+            let output = self.node.run(|| run(&invocation, config.to_string().as_bytes())).unwrap()?;
             Ok(output.map(|text| serde_json::from_str(&text).unwrap()))
         }
     }
@@ -388,13 +355,10 @@ mod tests {
         assert!(inside.find("eth0").unwrap().unwrap().up);
         let check = |fixture: &Fixture| fixture.call("CHECK", json!({ "prevResult": result }));
         check(&fixture).unwrap();
-        let keep =
-            json!({ "cni.dev/valid-attachments": [{ "containerID": "c1", "ifname": "eth0" }] });
+        let keep = json!({ "cni.dev/valid-attachments": [{ "containerID": "c1", "ifname": "eth0" }] });
         fixture.call("GC", keep).unwrap();
         check(&fixture).unwrap();
-        fixture
-            .call("GC", json!({ "cni.dev/valid-attachments": [] }))
-            .unwrap();
+        fixture.call("GC", json!({ "cni.dev/valid-attachments": [] })).unwrap();
         assert_eq!(check(&fixture).unwrap_err().code, code::INVALID_CONFIG);
         fixture.call("DEL", json!({})).unwrap();
         fixture.call("DEL", json!({})).unwrap();
@@ -403,29 +367,20 @@ mod tests {
     #[test]
     fn bad_calls_are_answered_with_the_specification_s_codes() {
         let call = |command: &str, input: &str| {
-            let invocation = Invocation {
-                command: command.to_owned(),
-                ..Invocation::default()
-            };
+            let invocation = Invocation { command: command.to_owned(), ..Invocation::default() };
             run(&invocation, input.as_bytes())
         };
         let version = call("VERSION", "{}").unwrap().unwrap();
         assert!(version.contains("\"1.1.0\""));
         assert_eq!(call("ADD", "{").unwrap_err().code, code::DECODING_FAILURE);
         let old = r#"{"cniVersion":"0.2.0","podCIDR":"10.244.0.0/24"}"#;
-        assert_eq!(
-            call("ADD", old).unwrap_err().code,
-            code::INCOMPATIBLE_VERSION
-        );
+        assert_eq!(call("ADD", old).unwrap_err().code, code::INCOMPATIBLE_VERSION);
         let good = r#"{"cniVersion":"1.0.0","podCIDR":"10.244.0.0/24"}"#;
         let error = call("ADD", good).unwrap_err();
         assert_eq!(error.code, code::INVALID_ENVIRONMENT);
         assert_eq!(error.msg, "required env variables [CNI_NETNS] missing");
         assert_eq!(call("", good).unwrap_err().code, code::INVALID_ENVIRONMENT);
-        assert_eq!(
-            call("DANCE", good).unwrap_err().msg,
-            "unknown CNI_COMMAND: DANCE"
-        );
+        assert_eq!(call("DANCE", good).unwrap_err().msg, "unknown CNI_COMMAND: DANCE");
     }
 
     #[test]

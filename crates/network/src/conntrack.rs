@@ -39,9 +39,7 @@ pub struct Flow {
 /// The flows of one IP protocol, on a socket from [`nft::socket`](crate::nft::socket).
 pub fn flows(socket: &mut Socket, protocol: u8) -> Result<Vec<Flow>> {
     let message = Message::new(message_type(CTNETLINK_GET), 0, &nfgenmsg(family(), 0));
-    let replies = socket
-        .dump(message)
-        .map_err(Error::netlink("list tracked connections"))?;
+    let replies = socket.dump(message).map_err(Error::netlink("list tracked connections"))?;
     Ok(replies
         .iter()
         .filter_map(|reply| parse(reply.attributes(NFGENMSG_LEN)))
@@ -64,20 +62,15 @@ pub fn forget(socket: &mut Socket, flow: &Flow) -> Result<()> {
         });
     });
     match socket.request(message) {
-        Err(error) if !error.is(libc::ENOENT) => Err(Error::netlink(format!(
-            "forget the flow to {}",
-            flow.destination
-        ))(error)),
+        Err(error) if !error.is(libc::ENOENT) => {
+            Err(Error::netlink(format!("forget the flow to {}", flow.destination))(error))
+        }
         _ => Ok(()),
     }
 }
 
 /// Forgets the flows of a protocol for which `stale` holds, and returns how many there were.
-pub fn forget_where(
-    socket: &mut Socket,
-    protocol: u8,
-    mut stale: impl FnMut(&Flow) -> bool,
-) -> Result<usize> {
+pub fn forget_where(socket: &mut Socket, protocol: u8, mut stale: impl FnMut(&Flow) -> bool) -> Result<usize> {
     let mut forgotten = 0;
     for flow in flows(socket, protocol)? {
         if stale(&flow) {
@@ -99,12 +92,7 @@ fn message_type(kind: u16) -> u16 {
 fn parse(flow: Attributes<'_>) -> Option<Flow> {
     let (protocol, source, destination) = parse_tuple(flow.nested(TUPLE_ORIG))?;
     let (_, replier, _) = parse_tuple(flow.nested(TUPLE_REPLY))?;
-    Some(Flow {
-        protocol,
-        source,
-        destination,
-        replier,
-    })
+    Some(Flow { protocol, source, destination, replier })
 }
 
 fn parse_tuple(tuple: Attributes<'_>) -> Option<(u8, SocketAddrV4, SocketAddrV4)> {
@@ -136,16 +124,9 @@ mod tests {
         let mut socket = nft::socket_in(namespace.as_fd()).unwrap();
         // Tracking starts only when a rule asks for it.
         let mut batch = Batch::new(Family::Ip, "skiff-test");
-        let base = BaseChain {
-            kind: ChainKind::Filter,
-            hook: Hook::Output,
-            priority: 0,
-        };
+        let base = BaseChain { kind: ChainKind::Filter, hook: Hook::Output, priority: 0 };
         batch.add_table().add_base_chain("output", base);
-        batch.add_rule(
-            "output",
-            Rule::new().ct_state(Reg(0), ct_state::NEW).counter(),
-        );
+        batch.add_rule("output", Rule::new().ct_state(Reg(0), ct_state::NEW).counter());
         batch.commit(&mut socket).unwrap();
         let (client, server) = namespace
             .run(|| {
@@ -159,12 +140,7 @@ mod tests {
         assert_eq!(listed.len(), 1);
         assert_eq!(std::net::SocketAddr::V4(listed[0].source), client);
         assert_eq!(std::net::SocketAddr::V4(listed[0].destination), server);
-        assert_eq!(
-            forget_where(&mut socket, UDP, |flow| flow.destination.port()
-                == server.port())
-            .unwrap(),
-            1
-        );
+        assert_eq!(forget_where(&mut socket, UDP, |flow| flow.destination.port() == server.port()).unwrap(), 1);
         assert_eq!(flows(&mut socket, UDP).unwrap(), []);
         forget(&mut socket, &listed[0]).unwrap();
     }

@@ -27,11 +27,7 @@ pub enum Error {
     AddressesExhausted { range: String },
     /// Two pods on one node want the same host port.
     #[error("host port {port}/{protocol} is already used by container {holder}")]
-    HostPortTaken {
-        port: u16,
-        protocol: &'static str,
-        holder: String,
-    },
+    HostPortTaken { port: u16, protocol: &'static str, holder: String },
     /// A value from configuration or a request cannot be used.
     #[error("{0}")]
     Invalid(String),
@@ -42,17 +38,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub(crate) fn netlink(action: impl Into<String>) -> impl FnOnce(NetlinkError) -> Self {
-        move |source| Self::Netlink {
-            action: action.into(),
-            source,
-        }
+        move |source| Self::Netlink { action: action.into(), source }
     }
 
     pub(crate) fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io {
-            action: action.into(),
-            source,
-        }
+        move |source| Self::Io { action: action.into(), source }
     }
 
     /// The message with its causes, for places that keep only text (a CNI error, an Event).

@@ -9,8 +9,8 @@ use crate::{
     ipam::Ipam,
     netlink::Socket,
     nft::{
-        self, BaseChain, Batch, ChainKind, CtKey, Element, Family, FibResult, Field, Hook, Key,
-        Meta, Op, Reg, Rule, Set, Verdict, ct_status,
+        self, BaseChain, Batch, ChainKind, CtKey, Element, Family, FibResult, Field, Hook, Key, Meta, Op, Reg, Rule,
+        Set, Verdict, ct_status,
     },
 };
 
@@ -22,9 +22,7 @@ const HAIRPIN: &str = "hairpin";
 const RTN_LOCAL: u32 = 2;
 
 /// A transport protocol with ports.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub enum Protocol {
     #[default]
     #[serde(rename = "TCP", alias = "tcp")]
@@ -79,9 +77,7 @@ pub struct HostPort {
 }
 
 /// CNI runtimes send an empty string where there is no address, and IPv6 ones for dual-stack pods.
-fn optional_address<'de, D: serde::Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<Ipv4Addr>, D::Error> {
+fn optional_address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Ipv4Addr>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
     match text.as_str() {
         "" | "0.0.0.0" | "::" => Ok(None),
@@ -120,22 +116,10 @@ pub fn rebuild(socket: &mut Socket, config: &TableConfig, ipam: &Ipam) -> Result
     batch.add_set(&Set::plain(HAIRPIN, &[Field::Ipv4, Field::Ipv4]));
     batch.add_chain("hostports");
     let by_address = Rule::new().daddr(Reg(0)).l4proto(Reg(1)).dport(Reg(2));
-    batch.add_rule(
-        "hostports",
-        by_address
-            .map(Reg(0), BY_ADDRESS, Reg(4))
-            .dnat(Reg(4), Reg(5)),
-    );
+    batch.add_rule("hostports", by_address.map(Reg(0), BY_ADDRESS, Reg(4)).dnat(Reg(4), Reg(5)));
     let any = Rule::new().l4proto(Reg(0)).dport(Reg(1));
-    batch.add_rule(
-        "hostports",
-        any.map(Reg(0), ANY_ADDRESS, Reg(4)).dnat(Reg(4), Reg(5)),
-    );
-    let nat = |hook, priority| BaseChain {
-        kind: ChainKind::Nat,
-        hook,
-        priority,
-    };
+    batch.add_rule("hostports", any.map(Reg(0), ANY_ADDRESS, Reg(4)).dnat(Reg(4), Reg(5)));
+    let nat = |hook, priority| BaseChain { kind: ChainKind::Nat, hook, priority };
     for (name, hook) in [("prerouting", Hook::Prerouting), ("output", Hook::Output)] {
         batch.add_base_chain(name, nat(hook, -100));
         let local = Rule::new().fib_daddr(Reg(0), FibResult::AddressType);
@@ -143,50 +127,23 @@ pub fn rebuild(socket: &mut Socket, config: &TableConfig, ipam: &Ipam) -> Result
         batch.add_rule(name, local.verdict(Verdict::Jump("hostports".to_owned())));
     }
     batch.add_base_chain("postrouting", nat(Hook::Postrouting, 100));
-    let rewritten = || {
-        Rule::new()
-            .ct(Reg(0), CtKey::Status)
-            .any_bit(Reg(0), ct_status::DNAT)
-    };
+    let rewritten = || Rule::new().ct(Reg(0), CtKey::Status).any_bit(Reg(0), ct_status::DNAT);
     let loopback = Subnet::new(Ipv4Addr::LOCALHOST, 8).expect("a constant");
-    let from_localhost = rewritten()
-        .saddr(Reg(0))
-        .in_subnet(Reg(0), Op::Eq, loopback);
+    let from_localhost = rewritten().saddr(Reg(0)).in_subnet(Reg(0), Op::Eq, loopback);
     // To pods only: what stays on the loopback device must keep its source.
     let from_localhost = from_localhost.interface(Reg(4), Meta::OutputName, Op::Neq, "lo");
-    batch.add_rule(
-        "postrouting",
-        from_localhost
-            .masquerade()
-            .comment("host ports from localhost"),
-    );
-    let hairpin = rewritten()
-        .saddr(Reg(0))
-        .daddr(Reg(1))
-        .lookup(Reg(0), HAIRPIN);
-    batch.add_rule(
-        "postrouting",
-        hairpin.masquerade().comment("a pod to its own host port"),
-    );
+    batch.add_rule("postrouting", from_localhost.masquerade().comment("host ports from localhost"));
+    let hairpin = rewritten().saddr(Reg(0)).daddr(Reg(1)).lookup(Reg(0), HAIRPIN);
+    batch.add_rule("postrouting", hairpin.masquerade().comment("a pod to its own host port"));
     if let Some(exceptions) = &config.masquerade_except {
         batch.add_chain("leaving");
-        let from_pods = Rule::new()
-            .saddr(Reg(0))
-            .in_subnet(Reg(0), Op::Eq, config.pod_cidr);
-        batch.add_rule(
-            "postrouting",
-            from_pods.verdict(Verdict::Jump("leaving".to_owned())),
-        );
+        let from_pods = Rule::new().saddr(Reg(0)).in_subnet(Reg(0), Op::Eq, config.pod_cidr);
+        batch.add_rule("postrouting", from_pods.verdict(Verdict::Jump("leaving".to_owned())));
         for range in exceptions {
             let inside = Rule::new().daddr(Reg(0)).in_subnet(Reg(0), Op::Eq, *range);
             batch.add_rule("leaving", inside.verdict(Verdict::Return));
         }
-        batch.add_rule(
-            "leaving",
-            Rule::new()
-                .masquerade()
-                .comment("pods to outside the cluster"),
-        );
+        batch.add_rule("leaving", Rule::new().masquerade().comment("pods to outside the cluster"));
     }
     add_elements(&mut batch, ipam)?;
     batch.commit(socket)
@@ -194,18 +151,13 @@ pub fn rebuild(socket: &mut Socket, config: &TableConfig, ipam: &Ipam) -> Result
 
 /// True if the table is there.
 pub fn exists(socket: &mut Socket) -> Result<bool> {
-    Ok(nft::tables(socket, Family::Ip)?
-        .iter()
-        .any(|name| name == TABLE))
+    Ok(nft::tables(socket, Family::Ip)?.iter().any(|name| name == TABLE))
 }
 
 /// Makes the maps agree with the recorded pods, in one step.
 pub fn synchronise(socket: &mut Socket, ipam: &Ipam) -> Result<()> {
     let mut batch = Batch::new(Family::Ip, TABLE);
-    batch
-        .flush_set(BY_ADDRESS)
-        .flush_set(ANY_ADDRESS)
-        .flush_set(HAIRPIN);
+    batch.flush_set(BY_ADDRESS).flush_set(ANY_ADDRESS).flush_set(HAIRPIN);
     add_elements(&mut batch, ipam)?;
     batch.commit(socket)
 }
@@ -224,11 +176,7 @@ fn add_elements(batch: &mut Batch, ipam: &Ipam) -> Result<()> {
                 None => Key::new(),
             };
             let front = front.protocol(port.protocol.number()).port(port.host_port);
-            let list = if port.host_ip.is_some() {
-                &mut by_address
-            } else {
-                &mut any
-            };
+            let list = if port.host_ip.is_some() { &mut by_address } else { &mut any };
             list.push(front.value(target).comment(&pod.attachment.container_id));
         }
     }
@@ -266,18 +214,12 @@ pub(crate) fn check_free(ipam: &Ipam, container_id: &str, wanted: &[HostPort]) -
 
 /// Forgets UDP flows to ports that have just come or gone, so that the next packet is judged anew.
 pub(crate) fn forget_udp_flows(socket: &mut Socket, ports: &[HostPort]) -> Result<()> {
-    let udp: Vec<u16> = ports
-        .iter()
-        .filter(|port| port.protocol == Protocol::Udp)
-        .map(|port| port.host_port)
-        .collect();
+    let udp: Vec<u16> = ports.iter().filter(|port| port.protocol == Protocol::Udp).map(|port| port.host_port).collect();
     if udp.is_empty() {
         return Ok(());
     }
     let number = Protocol::Udp.number();
-    conntrack::forget_where(socket, number, |flow| {
-        udp.contains(&flow.destination.port())
-    })?;
+    conntrack::forget_where(socket, number, |flow| udp.contains(&flow.destination.port()))?;
     Ok(())
 }
 

@@ -47,10 +47,7 @@ pub struct Allocation {
 
 impl Allocation {
     fn file_name(&self) -> String {
-        let Attachment {
-            container_id,
-            interface,
-        } = &self.attachment;
+        let Attachment { container_id, interface } = &self.attachment;
         let mark = if self.has_ports { "@ports" } else { "" };
         format!("{}@{container_id}@{interface}{mark}", self.address)
     }
@@ -58,15 +55,8 @@ impl Allocation {
     fn parse(name: &str) -> Option<Self> {
         let mut parts = name.split('@');
         let address = parts.next()?.parse().ok()?;
-        let attachment = Attachment {
-            container_id: parts.next()?.to_owned(),
-            interface: parts.next()?.to_owned(),
-        };
-        Some(Self {
-            address,
-            attachment,
-            has_ports: parts.next() == Some(PORTS_MARK),
-        })
+        let attachment = Attachment { container_id: parts.next()?.to_owned(), interface: parts.next()?.to_owned() };
+        Some(Self { address, attachment, has_ports: parts.next() == Some(PORTS_MARK) })
     }
 }
 
@@ -101,12 +91,7 @@ impl Ipam {
             let entry = entry.map_err(action())?;
             allocations.extend(entry.file_name().to_str().and_then(Allocation::parse));
         }
-        Ok(Self {
-            directory: directory.to_owned(),
-            range,
-            allocations,
-            _lock: lock,
-        })
+        Ok(Self { directory: directory.to_owned(), range, allocations, _lock: lock })
     }
 
     /// The addresses in use.
@@ -116,9 +101,7 @@ impl Ipam {
 
     /// The address of an attachment.
     pub fn find(&self, attachment: &Attachment) -> Option<&Allocation> {
-        self.allocations
-            .iter()
-            .find(|a| a.attachment == *attachment)
+        self.allocations.iter().find(|a| a.attachment == *attachment)
     }
 
     /// The pods with host ports, and their ports.
@@ -129,8 +112,7 @@ impl Ipam {
                 let path = self.directory.join(allocation.file_name());
                 let action = || Error::io(format!("read {}", path.display()));
                 let content = fs::read(&path).map_err(action())?;
-                let record: Record =
-                    serde_json::from_slice(&content).map_err(|e| action()(e.into()))?;
+                let record: Record = serde_json::from_slice(&content).map_err(|e| action()(e.into()))?;
                 Ok((allocation.clone(), record.host_ports))
             })
             .collect()
@@ -149,17 +131,13 @@ impl Ipam {
             Some(allocation) => allocation.address,
             None => self.next_free()?,
         };
-        let allocation = Allocation {
-            address,
-            attachment: attachment.clone(),
-            has_ports: !record.host_ports.is_empty(),
-        };
+        let allocation =
+            Allocation { address, attachment: attachment.clone(), has_ports: !record.host_ports.is_empty() };
         if let Some(old) = existing.filter(|old| *old != allocation) {
             self.remove(&old)?;
         }
         let path = self.directory.join(allocation.file_name());
-        let content =
-            serde_json::to_vec(record).map_err(|e| Error::io("encode a pod address")(e.into()))?;
+        let content = serde_json::to_vec(record).map_err(|e| Error::io("encode a pod address")(e.into()))?;
         let write = || {
             if record.host_ports.is_empty() {
                 // An empty file is complete the moment it is there.
@@ -169,10 +147,7 @@ impl Ipam {
             fs::write(&draft, &content)?;
             fs::rename(&draft, &path)
         };
-        write().map_err(Error::io(format!(
-            "record a pod address in {}",
-            path.display()
-        )))?;
+        write().map_err(Error::io(format!("record a pod address in {}", path.display())))?;
         // Only a hint for the order, so a failure costs nothing.
         let _ = fs::write(self.directory.join(LAST), address.to_string());
         self.allocations.retain(|a| a.attachment != *attachment);
@@ -207,9 +182,7 @@ impl Ipam {
     }
 
     fn next_free(&self) -> Result<Ipv4Addr> {
-        let exhausted = || Error::AddressesExhausted {
-            range: self.range.to_string(),
-        };
+        let exhausted = || Error::AddressesExhausted { range: self.range.to_string() };
         let first = u32::from(self.range.base()) + 2;
         let last = u32::from(self.range.last()).saturating_sub(1);
         let count = last.checked_sub(first).ok_or_else(exhausted)? + 1;
@@ -229,20 +202,14 @@ impl Ipam {
 }
 
 fn open_lock(directory: &Path) -> io::Result<File> {
-    File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(directory.join(LOCK))
+    File::options().create(true).truncate(false).write(true).open(directory.join(LOCK))
 }
 
 /// Container and interface names become parts of a file name.
 fn check_name(name: &str) -> Result<()> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
     if name.is_empty() || name.len() > 100 || !name.chars().all(fits) {
-        return Err(Error::Invalid(format!(
-            "{name:?} is not a valid container or interface name"
-        )));
+        return Err(Error::Invalid(format!("{name:?} is not a valid container or interface name")));
     }
     Ok(())
 }
@@ -271,35 +238,20 @@ mod tests {
     }
 
     fn pod(name: &str) -> Attachment {
-        Attachment {
-            container_id: name.to_owned(),
-            interface: "eth0".to_owned(),
-        }
+        Attachment { container_id: name.to_owned(), interface: "eth0".to_owned() }
     }
 
     #[test]
     fn addresses_go_round_and_survive_reopening() {
         let dir = Dir::new("round");
         let record = Record::default();
-        let allocate = |name: &str| {
-            dir.lock()
-                .allocate(&pod(name), &record)
-                .map(|a| a.octets()[3])
-        };
+        let allocate = |name: &str| dir.lock().allocate(&pod(name), &record).map(|a| a.octets()[3]);
         assert_eq!(allocate("a").unwrap(), 2);
         assert_eq!(allocate("b").unwrap(), 3);
-        assert_eq!(
-            allocate("a").unwrap(),
-            2,
-            "a repeated setup keeps its address"
-        );
+        assert_eq!(allocate("a").unwrap(), 2, "a repeated setup keeps its address");
         assert!(dir.lock().release(&pod("b")).unwrap());
         assert!(!dir.lock().release(&pod("b")).unwrap());
-        assert_eq!(
-            allocate("c").unwrap(),
-            3,
-            "the turn follows the last one handed out"
-        );
+        assert_eq!(allocate("c").unwrap(), 3, "the turn follows the last one handed out");
         for name in ["d", "e", "f"] {
             allocate(name).unwrap();
         }
@@ -314,15 +266,8 @@ mod tests {
     #[test]
     fn host_ports_are_kept_with_the_address() {
         let dir = Dir::new("ports");
-        let port = HostPort {
-            host_ip: None,
-            host_port: 8080,
-            container_port: 80,
-            protocol: Protocol::Tcp,
-        };
-        let record = Record {
-            host_ports: vec![port.clone()],
-        };
+        let port = HostPort { host_ip: None, host_port: 8080, container_port: 80, protocol: Protocol::Tcp };
+        let record = Record { host_ports: vec![port.clone()] };
         dir.lock().allocate(&pod("a"), &record).unwrap();
         dir.lock().allocate(&pod("b"), &Record::default()).unwrap();
         let with_ports = dir.lock().host_ports().unwrap();

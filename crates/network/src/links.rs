@@ -57,11 +57,7 @@ pub enum Hop {
     /// Straight onto the link of this index.
     Link { link: u32 },
     /// To a gateway. `onlink`: reachable over `link` even if no address of the link says so.
-    Gateway {
-        gateway: Ipv4Addr,
-        link: u32,
-        onlink: bool,
-    },
+    Gateway { gateway: Ipv4Addr, link: u32, onlink: bool },
     /// Answer with ICMP "unreachable"; `connect` fails at once.
     Unreachable,
 }
@@ -86,12 +82,7 @@ pub struct VethEnd<'a> {
 
 impl<'a> VethEnd<'a> {
     pub fn new(name: &'a str) -> Self {
-        Self {
-            name,
-            mac: None,
-            namespace: None,
-            master: None,
-        }
+        Self { name, mac: None, namespace: None, master: None }
     }
 }
 
@@ -124,8 +115,7 @@ impl Links {
 
     /// The links of another namespace.
     pub fn open_in(namespace: BorrowedFd<'_>) -> Result<Self> {
-        let socket = Socket::open_in(namespace, libc::NETLINK_ROUTE)
-            .map_err(Error::io("open a route socket"))?;
+        let socket = Socket::open_in(namespace, libc::NETLINK_ROUTE).map_err(Error::io("open a route socket"))?;
         Ok(Self { socket })
     }
 
@@ -139,27 +129,20 @@ impl Links {
         match self.socket.get(message) {
             Ok(reply) => Ok(parse_link(&reply)),
             Err(error) if error.is(libc::ENODEV) => Ok(None),
-            Err(error) => Err(Error::netlink(format!("look up the interface {name}"))(
-                error,
-            )),
+            Err(error) => Err(Error::netlink(format!("look up the interface {name}"))(error)),
         }
     }
 
     /// The index of a link that has to exist.
     pub fn index(&mut self, name: &str) -> Result<u32> {
         let link = self.find(name)?;
-        Ok(link
-            .ok_or_else(|| Error::NoSuchLink(name.to_owned()))?
-            .index)
+        Ok(link.ok_or_else(|| Error::NoSuchLink(name.to_owned()))?.index)
     }
 
     /// All links of the namespace.
     pub fn list(&mut self) -> Result<Vec<Link>> {
         let message = Message::new(libc::RTM_GETLINK, 0, &ifinfo(0, false));
-        let replies = self
-            .socket
-            .dump(message)
-            .map_err(Error::netlink("list network interfaces"))?;
+        let replies = self.socket.dump(message).map_err(Error::netlink("list network interfaces"))?;
         Ok(replies.iter().filter_map(parse_link).collect())
     }
 
@@ -188,12 +171,7 @@ impl Links {
 
     /// Creates a veth pair. The near end is up, the far one not: the kernel refuses to bring an end up
     /// that has no peer yet.
-    pub fn add_veth(
-        &mut self,
-        near: VethEnd<'_>,
-        far: VethEnd<'_>,
-        mtu: Option<u32>,
-    ) -> Result<()> {
+    pub fn add_veth(&mut self, near: VethEnd<'_>, far: VethEnd<'_>, mtu: Option<u32>) -> Result<()> {
         let describe = |message: &mut Message, end: &VethEnd<'_>| {
             message.str(libc::IFLA_IFNAME, end.name);
             if let Some(mac) = end.mac {
@@ -225,14 +203,7 @@ impl Links {
     }
 
     /// Creates a VXLAN device without learning: neighbours and forwarding entries are given by us.
-    pub fn ensure_vxlan(
-        &mut self,
-        name: &str,
-        id: u32,
-        port: u16,
-        local: Ipv4Addr,
-        mac: Mac,
-    ) -> Result<u32> {
+    pub fn ensure_vxlan(&mut self, name: &str, id: u32, port: u16, local: Ipv4Addr, mac: Mac) -> Result<u32> {
         let mut message = Message::new(libc::RTM_NEWLINK, CREATE, &ifinfo(0, true));
         message.str(libc::IFLA_IFNAME, name);
         message.bytes(libc::IFLA_ADDRESS, &mac);
@@ -256,9 +227,7 @@ impl Links {
     pub fn set_up(&mut self, name: &str) -> Result<()> {
         let mut message = Message::new(libc::RTM_NEWLINK, 0, &ifinfo(0, true));
         message.str(libc::IFLA_IFNAME, name);
-        self.socket
-            .request(message)
-            .map_err(Error::netlink(format!("bring up the interface {name}")))
+        self.socket.request(message).map_err(Error::netlink(format!("bring up the interface {name}")))
     }
 
     /// Forbids a bridge port to exchange frames with other isolated ports of its bridge, or lets it
@@ -272,9 +241,7 @@ impl Links {
                 data.u8(IFLA_BRPORT_MODE, u8::from(!isolated));
             });
         });
-        self.socket
-            .request(message)
-            .map_err(Error::netlink("configure a bridge port"))
+        self.socket.request(message).map_err(Error::netlink("configure a bridge port"))
     }
 
     /// Deletes a link; true if it was there.
@@ -284,18 +251,14 @@ impl Links {
         match self.socket.request(message) {
             Ok(()) => Ok(true),
             Err(error) if error.is(libc::ENODEV) => Ok(false),
-            Err(error) => Err(Error::netlink(format!("delete the interface {name}"))(
-                error,
-            )),
+            Err(error) => Err(Error::netlink(format!("delete the interface {name}"))(error)),
         }
     }
 
     /// Gives a link an address; one that it already has is fine.
     pub fn ensure_address(&mut self, link: u32, address: Ipv4Addr, prefix: u8) -> Result<()> {
         let message = address_message(link, address, prefix);
-        self.socket.request(message).map_err(Error::netlink(format!(
-            "add the address {address}/{prefix}"
-        )))
+        self.socket.request(message).map_err(Error::netlink(format!("add the address {address}/{prefix}")))
     }
 
     /// The IPv4 addresses of a link, with their prefix lengths.
@@ -303,10 +266,7 @@ impl Links {
         let mut header = [0u8; 8];
         header[0] = family();
         let message = Message::new(libc::RTM_GETADDR, 0, &header);
-        let replies = self
-            .socket
-            .dump(message)
-            .map_err(Error::netlink("list addresses"))?;
+        let replies = self.socket.dump(message).map_err(Error::netlink("list addresses"))?;
         Ok(replies
             .iter()
             .filter(|reply| reply.payload.get(4..).and_then(ne32) == Some(link))
@@ -319,33 +279,20 @@ impl Links {
 
     /// Adds routes or replaces those to the same destinations, in one send.
     pub fn ensure_routes(&mut self, routes: &[Route]) -> Result<()> {
-        let messages = routes
-            .iter()
-            .map(|route| route_message(libc::RTM_NEWROUTE, REPLACE, route))
-            .collect();
-        let results = self
-            .socket
-            .requests(messages)
-            .map_err(Error::netlink("change routes"))?;
+        let messages = routes.iter().map(|route| route_message(libc::RTM_NEWROUTE, REPLACE, route)).collect();
+        let results = self.socket.requests(messages).map_err(Error::netlink("change routes"))?;
         for (result, route) in results.into_iter().zip(routes) {
-            result.map_err(Error::netlink(format!(
-                "add the route to {}",
-                route.destination
-            )))?;
+            result.map_err(Error::netlink(format!("add the route to {}", route.destination)))?;
         }
         Ok(())
     }
 
     /// Deletes a route; one that is not there is fine.
     pub fn delete_route(&mut self, route: &Route) -> Result<()> {
-        match self
-            .socket
-            .request(route_message(libc::RTM_DELROUTE, 0, route))
-        {
-            Err(error) if !error.is(libc::ESRCH) => Err(Error::netlink(format!(
-                "delete the route to {}",
-                route.destination
-            ))(error)),
+        match self.socket.request(route_message(libc::RTM_DELROUTE, 0, route)) {
+            Err(error) if !error.is(libc::ESRCH) => {
+                Err(Error::netlink(format!("delete the route to {}", route.destination))(error))
+            }
             _ => Ok(()),
         }
     }
@@ -355,27 +302,15 @@ impl Links {
         let mut header = [0u8; RTMSG_LEN];
         header[0] = family();
         let message = Message::new(libc::RTM_GETROUTE, 0, &header);
-        let replies = self
-            .socket
-            .dump(message)
-            .map_err(Error::netlink("list routes"))?;
+        let replies = self.socket.dump(message).map_err(Error::netlink("list routes"))?;
         Ok(replies.iter().filter_map(parse_own_route).collect())
     }
 
     /// Brings up the pod's end and gives it its address and routes, in one send.
-    pub(crate) fn configure_pod_end(
-        &mut self,
-        link: u32,
-        address: Ipv4Addr,
-        routes: &[Route],
-    ) -> Result<()> {
+    pub(crate) fn configure_pod_end(&mut self, link: u32, address: Ipv4Addr, routes: &[Route]) -> Result<()> {
         let up = Message::new(libc::RTM_NEWLINK, 0, &ifinfo(link, true));
         let mut messages = vec![up, address_message(link, address, 32)];
-        messages.extend(
-            routes
-                .iter()
-                .map(|route| route_message(libc::RTM_NEWROUTE, REPLACE, route)),
-        );
+        messages.extend(routes.iter().map(|route| route_message(libc::RTM_NEWROUTE, REPLACE, route)));
         let action = || Error::netlink(format!("configure the pod address {address}"));
         for result in self.socket.requests(messages).map_err(action())? {
             result.map_err(action())?;
@@ -388,49 +323,28 @@ impl Links {
         let mut message = Message::new(libc::RTM_NEWNEIGH, REPLACE, &ndmsg(family(), link, 0));
         message.bytes(libc::NDA_DST, &address.octets());
         message.bytes(libc::NDA_LLADDR, &mac);
-        self.socket
-            .request(message)
-            .map_err(Error::netlink(format!("add the neighbour {address}")))
+        self.socket.request(message).map_err(Error::netlink(format!("add the neighbour {address}")))
     }
 
     /// Tells a VXLAN device behind which node a hardware address is.
     pub fn ensure_forwarding(&mut self, vxlan: u32, mac: Mac, node: Ipv4Addr) -> Result<()> {
         let bridge = u8::try_from(libc::AF_BRIDGE).unwrap_or_default();
-        let mut message = Message::new(
-            libc::RTM_NEWNEIGH,
-            REPLACE,
-            &ndmsg(bridge, vxlan, libc::NTF_SELF),
-        );
+        let mut message = Message::new(libc::RTM_NEWNEIGH, REPLACE, &ndmsg(bridge, vxlan, libc::NTF_SELF));
         message.bytes(libc::NDA_LLADDR, &mac);
         message.bytes(libc::NDA_DST, &node.octets());
-        self.socket.request(message).map_err(Error::netlink(format!(
-            "add the forwarding entry for {node}"
-        )))
+        self.socket.request(message).map_err(Error::netlink(format!("add the forwarding entry for {node}")))
     }
 
     /// Takes back [`ensure_neighbour`](Self::ensure_neighbour) and
     /// [`ensure_forwarding`](Self::ensure_forwarding); entries that are gone are fine.
-    pub fn forget_vxlan_peer(
-        &mut self,
-        vxlan: u32,
-        address: Ipv4Addr,
-        mac: Mac,
-        node: Ipv4Addr,
-    ) -> Result<()> {
+    pub fn forget_vxlan_peer(&mut self, vxlan: u32, address: Ipv4Addr, mac: Mac, node: Ipv4Addr) -> Result<()> {
         let bridge = u8::try_from(libc::AF_BRIDGE).unwrap_or_default();
         let mut neighbour = Message::new(libc::RTM_DELNEIGH, 0, &ndmsg(family(), vxlan, 0));
         neighbour.bytes(libc::NDA_DST, &address.octets());
-        let mut forwarding =
-            Message::new(libc::RTM_DELNEIGH, 0, &ndmsg(bridge, vxlan, libc::NTF_SELF));
-        forwarding
-            .bytes(libc::NDA_LLADDR, &mac)
-            .bytes(libc::NDA_DST, &node.octets());
+        let mut forwarding = Message::new(libc::RTM_DELNEIGH, 0, &ndmsg(bridge, vxlan, libc::NTF_SELF));
+        forwarding.bytes(libc::NDA_LLADDR, &mac).bytes(libc::NDA_DST, &node.octets());
         let action = || Error::netlink(format!("forget the node {node}"));
-        for result in self
-            .socket
-            .requests(vec![neighbour, forwarding])
-            .map_err(action())?
-        {
+        for result in self.socket.requests(vec![neighbour, forwarding]).map_err(action())? {
             match result {
                 Err(error) if !error.is(libc::ENOENT) => return Err(action()(error)),
                 _ => {}
@@ -509,18 +423,11 @@ fn parse_own_route(reply: &Reply) -> Option<Route> {
         Hop::Unreachable
     } else {
         match attributes.get(libc::RTA_GATEWAY).and_then(ipv4) {
-            Some(gateway) => Hop::Gateway {
-                gateway,
-                link: link?,
-                onlink: ne32(&header[8..])? & RTNH_F_ONLINK != 0,
-            },
+            Some(gateway) => Hop::Gateway { gateway, link: link?, onlink: ne32(&header[8..])? & RTNH_F_ONLINK != 0 },
             None => Hop::Link { link: link? },
         }
     };
-    Some(Route {
-        destination: Subnet::new(base, header[1])?,
-        hop,
-    })
+    Some(Route { destination: Subnet::new(base, header[1])?, hop })
 }
 
 fn ndmsg(family: u8, link: u32, flags: u8) -> [u8; 12] {
@@ -546,13 +453,8 @@ fn parse_link(reply: &Reply) -> Option<Link> {
         index: ne32(&header[4..])?,
         name: text(attributes.get(libc::IFLA_IFNAME)?),
         up: ne32(&header[8..])? & libc::IFF_UP.cast_unsigned() != 0,
-        mtu: attributes
-            .get(libc::IFLA_MTU)
-            .and_then(ne32)
-            .unwrap_or_default(),
-        mac: attributes
-            .get(libc::IFLA_ADDRESS)
-            .and_then(|mac| mac.try_into().ok()),
+        mtu: attributes.get(libc::IFLA_MTU).and_then(ne32).unwrap_or_default(),
+        mac: attributes.get(libc::IFLA_ADDRESS).and_then(|mac| mac.try_into().ok()),
         master: attributes.get(libc::IFLA_MASTER).and_then(ne32),
         isolated: port.get(IFLA_BRPORT_ISOLATED) == Some(&[1]),
         kind: kind.map(text).unwrap_or_default(),
@@ -571,51 +473,26 @@ mod tests {
         let pod = NetNs::create().unwrap();
         let mut links = Links::open_in(host.as_fd()).unwrap();
         let gateway = Ipv4Addr::new(10, 244, 0, 1);
-        let bridge = links
-            .ensure_bridge("cni0", Some(mac_of(gateway)), None)
-            .unwrap();
+        let bridge = links.ensure_bridge("cni0", Some(mac_of(gateway)), None).unwrap();
         assert_eq!(links.ensure_bridge("cni0", None, None).unwrap(), bridge);
         links.ensure_address(bridge, gateway, 24).unwrap();
         links.ensure_address(bridge, gateway, 24).unwrap();
         assert_eq!(links.addresses(bridge).unwrap(), [(gateway, 24)]);
 
-        let near = VethEnd {
-            master: Some(bridge),
-            ..VethEnd::new("veth1")
-        };
-        let far = VethEnd {
-            namespace: Some(pod.as_fd()),
-            ..VethEnd::new("eth0")
-        };
+        let near = VethEnd { master: Some(bridge), ..VethEnd::new("veth1") };
+        let far = VethEnd { namespace: Some(pod.as_fd()), ..VethEnd::new("eth0") };
         links.add_veth(near, far, Some(1400)).unwrap();
         let port = links.find("veth1").unwrap().unwrap();
-        assert_eq!(
-            (port.master, port.mtu, port.up, port.kind.as_str()),
-            (Some(bridge), 1400, true, "veth")
-        );
+        assert_eq!((port.master, port.mtu, port.up, port.kind.as_str()), (Some(bridge), 1400, true, "veth"));
         links.configure_port(port.index, true).unwrap();
         assert!(links.find("veth1").unwrap().unwrap().isolated);
-        let inside = Links::open_in(pod.as_fd())
-            .unwrap()
-            .find("eth0")
-            .unwrap()
-            .unwrap();
+        let inside = Links::open_in(pod.as_fd()).unwrap().find("eth0").unwrap().unwrap();
         assert!(!inside.up);
 
-        let route = |destination: &str, hop| Route {
-            destination: destination.parse().unwrap(),
-            hop,
-        };
+        let route = |destination: &str, hop| Route { destination: destination.parse().unwrap(), hop };
         let routes = [
             route("0.0.0.0/0", Hop::Unreachable),
-            route(
-                "10.244.1.0/24",
-                Hop::Gateway {
-                    gateway: Ipv4Addr::new(10, 244, 0, 9),
-                    link: bridge,
-                    onlink: false,
-                },
-            ),
+            route("10.244.1.0/24", Hop::Gateway { gateway: Ipv4Addr::new(10, 244, 0, 9), link: bridge, onlink: false }),
             route("10.245.0.0/24", Hop::Link { link: bridge }),
         ];
         links.ensure_routes(&routes).unwrap();
@@ -638,19 +515,13 @@ mod tests {
         let host = NetNs::create().unwrap();
         let mut links = Links::open_in(host.as_fd()).unwrap();
         let local = Ipv4Addr::new(192, 0, 2, 1);
-        let vxlan = links
-            .ensure_vxlan("skiff.1", 1, 8472, local, mac_of(local))
-            .unwrap();
+        let vxlan = links.ensure_vxlan("skiff.1", 1, 8472, local, mac_of(local)).unwrap();
         let (peer, node) = (Ipv4Addr::new(10, 244, 1, 0), Ipv4Addr::new(192, 0, 2, 2));
         for _ in 0..2 {
             links.ensure_neighbour(vxlan, peer, mac_of(peer)).unwrap();
             links.ensure_forwarding(vxlan, mac_of(peer), node).unwrap();
         }
-        links
-            .forget_vxlan_peer(vxlan, peer, mac_of(peer), node)
-            .unwrap();
-        links
-            .forget_vxlan_peer(vxlan, peer, mac_of(peer), node)
-            .unwrap();
+        links.forget_vxlan_peer(vxlan, peer, mac_of(peer), node).unwrap();
+        links.forget_vxlan_peer(vxlan, peer, mac_of(peer), node).unwrap();
     }
 }

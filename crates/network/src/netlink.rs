@@ -44,10 +44,7 @@ impl std::error::Error for NetlinkError {}
 
 impl From<io::Error> for NetlinkError {
     fn from(error: io::Error) -> Self {
-        Self {
-            errno: error.raw_os_error().unwrap_or(libc::EIO),
-            detail: None,
-        }
+        Self { errno: error.raw_os_error().unwrap_or(libc::EIO), detail: None }
     }
 }
 
@@ -128,8 +125,7 @@ impl Message {
         self.bytes.extend_from_slice(&[0, 0]);
         self.bytes.extend_from_slice(&nested.to_ne_bytes());
         fill(self);
-        let len =
-            u16::try_from(self.bytes.len() - start).expect("callers keep attributes below 64 KiB");
+        let len = u16::try_from(self.bytes.len() - start).expect("callers keep attributes below 64 KiB");
         self.bytes[start..start + 2].copy_from_slice(&len.to_ne_bytes());
         self
     }
@@ -169,11 +165,7 @@ pub struct Reply {
 impl Reply {
     /// The attributes behind a family header of `header_len` bytes.
     pub fn attributes(&self, header_len: usize) -> Attributes<'_> {
-        Attributes(
-            self.payload
-                .get(header_len.next_multiple_of(4)..)
-                .unwrap_or_default(),
-        )
+        Attributes(self.payload.get(header_len.next_multiple_of(4)..).unwrap_or_default())
     }
 }
 
@@ -277,8 +269,7 @@ impl Socket {
         let mut results: Vec<Option<Result<()>>> = vec![None; messages.len()];
         self.receive(|header, payload| {
             if i32::from(header.kind) == libc::NLMSG_ERROR {
-                let index =
-                    usize::try_from(header.sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
+                let index = usize::try_from(header.sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
                 if let Some(slot) = results.get_mut(index) {
                     *slot = Some(parse_ack(header.flags, payload));
                 }
@@ -300,13 +291,7 @@ impl Socket {
 
     /// One request that is answered by one message.
     pub fn get(&mut self, message: Message) -> Result<Reply> {
-        self.collect(message)?
-            .into_iter()
-            .next()
-            .ok_or(NetlinkError {
-                errno: libc::ENOENT,
-                detail: None,
-            })
+        self.collect(message)?.into_iter().next().ok_or(NetlinkError { errno: libc::ENOENT, detail: None })
     }
 
     /// A dump: every message of the answer. A dump that the kernel marks as interrupted by a change
@@ -319,10 +304,7 @@ impl Socket {
                 result => return result,
             }
         }
-        Err(NetlinkError {
-            errno: libc::EINTR,
-            detail: Some("the dump kept being interrupted by changes".to_owned()),
-        })
+        Err(NetlinkError { errno: libc::EINTR, detail: Some("the dump kept being interrupted by changes".to_owned()) })
     }
 
     fn collect(&mut self, message: Message) -> Result<Vec<Reply>> {
@@ -344,10 +326,7 @@ impl Socket {
                         finished = true;
                     }
                     libc::NLMSG_DONE => finished = true,
-                    _ => replies.push(Reply {
-                        kind: header.kind,
-                        payload: payload.to_vec(),
-                    }),
+                    _ => replies.push(Reply { kind: header.kind, payload: payload.to_vec() }),
                 }
                 finished
             })?;
@@ -357,10 +336,7 @@ impl Socket {
         }
         match failure {
             Some(error) => Err(error),
-            None if interrupted => Err(NetlinkError {
-                errno: libc::EINTR,
-                detail: None,
-            }),
+            None if interrupted => Err(NetlinkError { errno: libc::EINTR, detail: None }),
             None => Ok(replies),
         }
     }
@@ -384,9 +360,7 @@ impl Socket {
         if let Some(message) = messages.get_mut(last) {
             message.add_flags(libc::NLM_F_ACK);
         }
-        let expected = self
-            .sequence
-            .wrapping_add(u32::try_from(last + 1).unwrap_or(u32::MAX));
+        let expected = self.sequence.wrapping_add(u32::try_from(last + 1).unwrap_or(u32::MAX));
         self.send(&mut messages)?;
         let mut failure = None;
         let mut acknowledged = false;
@@ -453,11 +427,7 @@ fn split(datagram: &[u8]) -> Option<(Header, &[u8], &[u8])> {
         flags: u16::from_ne_bytes([datagram[6], datagram[7]]),
         sequence: ne32(&datagram[8..])?,
     };
-    Some((
-        header,
-        payload,
-        datagram.get(len.next_multiple_of(4)..).unwrap_or_default(),
-    ))
+    Some((header, payload, datagram.get(len.next_multiple_of(4)..).unwrap_or_default()))
 }
 
 fn parse_ack(flags: u16, payload: &[u8]) -> Result<()> {
@@ -470,16 +440,9 @@ fn parse_ack(flags: u16, payload: &[u8]) -> Result<()> {
         let echoed = if flags & NLM_F_CAPPED != 0 {
             HEADER_LEN
         } else {
-            payload
-                .get(4..)
-                .and_then(ne32)
-                .map_or(HEADER_LEN, |len| len as usize)
+            payload.get(4..).and_then(ne32).map_or(HEADER_LEN, |len| len as usize)
         };
-        let attributes = Attributes(
-            payload
-                .get(4 + echoed.next_multiple_of(4)..)
-                .unwrap_or_default(),
-        );
+        let attributes = Attributes(payload.get(4 + echoed.next_multiple_of(4)..).unwrap_or_default());
         detail = attributes.get(NLMSGERR_ATTR_MSG).map(text);
     }
     Err(NetlinkError { errno, detail })
@@ -495,10 +458,7 @@ mod tests {
         message.u32(1, 7).str(2, "eth0").nest(3, |inner| {
             inner.u8(1, 9);
         });
-        let reply = Reply {
-            kind: 1,
-            payload: message.bytes[HEADER_LEN..].to_vec(),
-        };
+        let reply = Reply { kind: 1, payload: message.bytes[HEADER_LEN..].to_vec() };
         let attributes = reply.attributes(4);
         assert_eq!(attributes.get(1).and_then(ne32), Some(7));
         assert_eq!(attributes.get(2).map(text).as_deref(), Some("eth0"));

@@ -36,13 +36,8 @@ impl NetNs {
             unshare(CloneFlags::CLONE_NEWNET)?;
             File::open(CURRENT)
         };
-        let fd = on_new_thread(create)
-            .and_then(|file| file)
-            .map_err(Error::io("create a network namespace"))?;
-        let namespace = Self {
-            fd: fd.into(),
-            pin: None,
-        };
+        let fd = on_new_thread(create).and_then(|file| file).map_err(Error::io("create a network namespace"))?;
+        let namespace = Self { fd: fd.into(), pin: None };
         crate::links::Links::open_in(namespace.as_fd())?.set_up("lo")?;
         Ok(namespace)
     }
@@ -55,48 +50,26 @@ impl NetNs {
                 fs::create_dir_all(parent)?;
             }
             File::options().write(true).create_new(true).open(path)?;
-            let source = format!(
-                "/proc/self/fd/{}",
-                std::os::fd::AsRawFd::as_raw_fd(&namespace.fd)
-            );
-            let bound = mount(
-                Some(source.as_str()),
-                path,
-                None::<&str>,
-                MsFlags::MS_BIND,
-                None::<&str>,
-            );
+            let source = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&namespace.fd));
+            let bound = mount(Some(source.as_str()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>);
             bound.inspect_err(|_| drop(fs::remove_file(path)))?;
             Ok(())
         };
-        pin().map_err(Error::io(format!(
-            "pin a network namespace to {}",
-            path.display()
-        )))?;
+        pin().map_err(Error::io(format!("pin a network namespace to {}", path.display())))?;
         namespace.pin = Some(path.to_owned());
         Ok(namespace)
     }
 
     /// Opens a pinned namespace, or that of a process through /proc/PID/ns/net.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(format!(
-            "open the network namespace {}",
-            path.display()
-        )))?;
-        Ok(Self {
-            fd: file.into(),
-            pin: Some(path.to_owned()),
-        })
+        let file = File::open(path).map_err(Error::io(format!("open the network namespace {}", path.display())))?;
+        Ok(Self { fd: file.into(), pin: Some(path.to_owned()) })
     }
 
     /// The namespace of the calling thread.
     pub fn current() -> Result<Self> {
-        let file =
-            File::open(CURRENT).map_err(Error::io("open this thread's network namespace"))?;
-        Ok(Self {
-            fd: file.into(),
-            pin: None,
-        })
+        let file = File::open(CURRENT).map_err(Error::io("open this thread's network namespace"))?;
+        Ok(Self { fd: file.into(), pin: None })
     }
 
     /// Takes a file that is already open on a namespace.
@@ -133,9 +106,7 @@ pub fn unpin(path: &Path) -> Result<()> {
         // EINVAL: not mounted, as after a reboot.
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
         Err(errno) => {
-            return Err(Error::io(format!("unmount {}", path.display()))(
-                errno.into(),
-            ));
+            return Err(Error::io(format!("unmount {}", path.display()))(errno.into()));
         }
     }
     match fs::remove_file(path) {
@@ -147,10 +118,7 @@ pub fn unpin(path: &Path) -> Result<()> {
 }
 
 /// Runs `work` on a new thread that has entered `namespace`.
-pub(crate) fn run_in<T: Send>(
-    namespace: BorrowedFd<'_>,
-    work: impl FnOnce() -> T + Send,
-) -> io::Result<T> {
+pub(crate) fn run_in<T: Send>(namespace: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     on_new_thread(move || {
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
         Ok::<_, io::Error>(work())
@@ -159,13 +127,8 @@ pub(crate) fn run_in<T: Send>(
 
 fn on_new_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
-        let handle = thread::Builder::new()
-            .name("netns".to_owned())
-            .stack_size(256 << 10)
-            .spawn_scoped(scope, work)?;
-        handle
-            .join()
-            .map_err(|_| io::Error::other("the thread in the network namespace panicked"))
+        let handle = thread::Builder::new().name("netns".to_owned()).stack_size(256 << 10).spawn_scoped(scope, work)?;
+        handle.join().map_err(|_| io::Error::other("the thread in the network namespace panicked"))
     })
 }
 
@@ -177,16 +140,9 @@ mod tests {
     #[test]
     fn work_runs_inside_and_sockets_stay() {
         let namespace = NetNs::create().unwrap();
-        let listener = namespace
-            .run(|| TcpListener::bind("127.0.0.1:0"))
-            .unwrap()
-            .unwrap();
+        let listener = namespace.run(|| TcpListener::bind("127.0.0.1:0")).unwrap().unwrap();
         let address = listener.local_addr().unwrap();
-        assert!(
-            namespace
-                .run(|| TcpStream::connect(address).is_ok())
-                .unwrap()
-        );
+        assert!(namespace.run(|| TcpStream::connect(address).is_ok()).unwrap());
         let other = NetNs::create().unwrap();
         assert!(!other.run(|| TcpStream::connect(address).is_ok()).unwrap());
     }
@@ -195,10 +151,7 @@ mod tests {
     fn a_pin_outlives_its_file_and_goes_away() {
         let dir = std::env::temp_dir().join(format!("skiff-netns-{}", std::process::id()));
         let pin = dir.join("ns");
-        let inside = NetNs::create_pinned(&pin)
-            .unwrap()
-            .run(|| NetNs::current().map(drop))
-            .unwrap();
+        let inside = NetNs::create_pinned(&pin).unwrap().run(|| NetNs::current().map(drop)).unwrap();
         inside.unwrap();
         NetNs::open(&pin).unwrap().run(|| ()).unwrap();
         unpin(&pin).unwrap();

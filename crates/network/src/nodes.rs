@@ -44,11 +44,7 @@ pub fn plan(local: &Local, peers: &[Peer]) -> BTreeMap<Subnet, Way> {
         .filter(|peer| peer.address != local.address && peer.pod_cidr != local.pod_cidr)
         .map(|peer| {
             let node = peer.address;
-            let way = if local.segment.contains(node) {
-                Way::Route { node }
-            } else {
-                Way::Vxlan { node }
-            };
+            let way = if local.segment.contains(node) { Way::Route { node } } else { Way::Vxlan { node } };
             (peer.pod_cidr, way)
         })
         .collect()
@@ -75,12 +71,7 @@ impl NodeRoutes {
     pub fn open(local: Local) -> Result<Self> {
         let mut links = Links::open()?;
         let uplink = links.index(&local.interface)?;
-        Ok(Self {
-            links,
-            local,
-            uplink,
-            tunnels: BTreeMap::new(),
-        })
+        Ok(Self { links, local, uplink, tunnels: BTreeMap::new() })
     }
 
     /// Makes the routes those that lead to `peers`. Calling it again with the same peers changes nothing.
@@ -102,16 +93,10 @@ impl NodeRoutes {
             .map(|(range, way)| Route {
                 destination: *range,
                 hop: match (way, vxlan) {
-                    (Way::Vxlan { .. }, Some(link)) => Hop::Gateway {
-                        gateway: range.base(),
-                        link,
-                        onlink: true,
-                    },
-                    (Way::Route { node } | Way::Vxlan { node }, _) => Hop::Gateway {
-                        gateway: *node,
-                        link: self.uplink,
-                        onlink: false,
-                    },
+                    (Way::Vxlan { .. }, Some(link)) => Hop::Gateway { gateway: range.base(), link, onlink: true },
+                    (Way::Route { node } | Way::Vxlan { node }, _) => {
+                        Hop::Gateway { gateway: *node, link: self.uplink, onlink: false }
+                    }
                 },
             })
             .collect();
@@ -122,23 +107,13 @@ impl NodeRoutes {
                 && destination.prefix() > self.local.cluster_cidr.prefix()
                 && matches!(route.hop, Hop::Gateway { .. })
         };
-        let stale: Vec<Route> = present
-            .iter()
-            .filter(ours)
-            .filter(|r| !wanted.contains(r))
-            .copied()
-            .collect();
-        let missing: Vec<Route> = wanted
-            .iter()
-            .filter(|r| !present.contains(r))
-            .copied()
-            .collect();
+        let stale: Vec<Route> = present.iter().filter(ours).filter(|r| !wanted.contains(r)).copied().collect();
+        let missing: Vec<Route> = wanted.iter().filter(|r| !present.contains(r)).copied().collect();
         if let Some(vxlan) = vxlan {
             for (range, node) in &self.tunnels {
                 if tunnels.get(range) != Some(node) {
                     let base = range.base();
-                    self.links
-                        .forget_vxlan_peer(vxlan, base, mac_of(base), *node)?;
+                    self.links.forget_vxlan_peer(vxlan, base, mac_of(base), *node)?;
                 }
             }
             for (range, node) in &tunnels {
@@ -149,10 +124,7 @@ impl NodeRoutes {
         }
         for route in &stale {
             // A replacement takes the old route's place by itself.
-            if !missing
-                .iter()
-                .any(|new| new.destination == route.destination)
-            {
+            if !missing.iter().any(|new| new.destination == route.destination) {
                 self.links.delete_route(route)?;
             }
         }
@@ -163,13 +135,7 @@ impl NodeRoutes {
 
     fn ensure_vxlan(&mut self) -> Result<u32> {
         let base = self.local.pod_cidr.base();
-        let link = self.links.ensure_vxlan(
-            VXLAN,
-            VXLAN_ID,
-            VXLAN_PORT,
-            self.local.address,
-            mac_of(base),
-        )?;
+        let link = self.links.ensure_vxlan(VXLAN, VXLAN_ID, VXLAN_PORT, self.local.address, mac_of(base))?;
         self.links.ensure_address(link, base, 32)?;
         Ok(link)
     }
@@ -199,10 +165,7 @@ mod tests {
             pod_cidr: subnet("10.244.0.0/24"),
             cluster_cidr: subnet("10.244.0.0/16"),
         };
-        let peer = |address: &str, range: &str| Peer {
-            address: address.parse().unwrap(),
-            pod_cidr: subnet(range),
-        };
+        let peer = |address: &str, range: &str| Peer { address: address.parse().unwrap(), pod_cidr: subnet(range) };
         let peers = [
             peer("172.18.0.2", "10.244.0.0/24"),
             peer("172.18.0.3", "10.244.1.0/24"),
@@ -210,18 +173,8 @@ mod tests {
         ];
         let plan = plan(&local, &peers);
         assert_eq!(plan.len(), 2);
-        assert_eq!(
-            plan[&subnet("10.244.1.0/24")],
-            Way::Route {
-                node: Ipv4Addr::new(172, 18, 0, 3)
-            }
-        );
-        assert_eq!(
-            plan[&subnet("10.244.2.0/24")],
-            Way::Vxlan {
-                node: Ipv4Addr::new(192, 0, 2, 9)
-            }
-        );
+        assert_eq!(plan[&subnet("10.244.1.0/24")], Way::Route { node: Ipv4Addr::new(172, 18, 0, 3) });
+        assert_eq!(plan[&subnet("10.244.2.0/24")], Way::Vxlan { node: Ipv4Addr::new(192, 0, 2, 9) });
     }
 
     /// Two nodes joined by a cable, each with an address of its "pod range" on loopback: the datagram
@@ -229,13 +182,8 @@ mod tests {
     #[test]
     fn packets_cross_by_route_and_by_vxlan() {
         let nodes = [NetNs::create().unwrap(), NetNs::create().unwrap()];
-        let mut links = nodes
-            .each_ref()
-            .map(|node| Links::open_in(node.as_fd()).unwrap());
-        let far = VethEnd {
-            namespace: Some(nodes[1].as_fd()),
-            ..VethEnd::new("eth0")
-        };
+        let mut links = nodes.each_ref().map(|node| Links::open_in(node.as_fd()).unwrap());
+        let far = VethEnd { namespace: Some(nodes[1].as_fd()), ..VethEnd::new("eth0") };
         links[0].add_veth(VethEnd::new("eth0"), far, None).unwrap();
         links[1].set_up("eth0").unwrap();
         let address = |n: u8| Ipv4Addr::new(172, 18, 0, n + 2);
@@ -247,12 +195,7 @@ mod tests {
             let lo = links.index("lo").unwrap();
             links.ensure_address(lo, pod(n), 32).unwrap();
         }
-        let peers: Vec<Peer> = (0..2)
-            .map(|n| Peer {
-                address: address(n),
-                pod_cidr: range(n),
-            })
-            .collect();
+        let peers: Vec<Peer> = (0..2).map(|n| Peer { address: address(n), pod_cidr: range(n) }).collect();
         let open = |n: u8, segment: &str| {
             let local = Local {
                 address: address(n),
@@ -267,19 +210,13 @@ mod tests {
             })
         };
         let sockets = [0u8, 1].map(|n| {
-            let socket = nodes[usize::from(n)]
-                .run(|| UdpSocket::bind((pod(n), 7)).unwrap())
-                .unwrap();
-            socket
-                .set_read_timeout(Some(Duration::from_secs(3)))
-                .unwrap();
+            let socket = nodes[usize::from(n)].run(|| UdpSocket::bind((pod(n), 7)).unwrap()).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
             socket
         });
         let cross = || {
             let mut buffer = [0; 8];
-            sockets[0]
-                .send_to(b"ping", SocketAddr::from((pod(1), 7)))
-                .unwrap();
+            sockets[0].send_to(b"ping", SocketAddr::from((pod(1), 7))).unwrap();
             let (_, from) = sockets[1].recv_from(&mut buffer).unwrap();
             assert_eq!(from, SocketAddr::from((pod(0), 7)));
             sockets[1].send_to(b"pong", from).unwrap();

@@ -106,9 +106,7 @@ impl PodNetwork {
             .pod_cidr
             .nth(1)
             .filter(|_| config.pod_cidr.prefix() <= 29)
-            .ok_or_else(|| {
-                Error::Invalid(format!("the pod range {} is too small", config.pod_cidr))
-            })?;
+            .ok_or_else(|| Error::Invalid(format!("the pod range {} is too small", config.pod_cidr)))?;
         let mut links = Links::open()?;
         let mut netfilter = hostport::open_socket(None)?;
         let ipam = Ipam::lock(&config.data_dir, config.pod_cidr)?;
@@ -123,10 +121,7 @@ impl PodNetwork {
         // Host ports are also served on 127.0.0.1.
         sysctl::set(&of_bridge("route_localnet"), "1")?;
         if rebuild || !hostport::exists(&mut netfilter)? {
-            let table = TableConfig {
-                pod_cidr: config.pod_cidr,
-                masquerade_except: config.masquerade_except.clone(),
-            };
+            let table = TableConfig { pod_cidr: config.pod_cidr, masquerade_except: config.masquerade_except.clone() };
             hostport::rebuild(&mut netfilter, &table, &ipam)?;
         }
         Ok(Self {
@@ -169,15 +164,10 @@ impl PodNetwork {
         interface: &str,
         host_ports: &[HostPort],
     ) -> Result<PodAddress> {
-        let attachment = Attachment {
-            container_id: container_id.to_owned(),
-            interface: interface.to_owned(),
-        };
+        let attachment = Attachment { container_id: container_id.to_owned(), interface: interface.to_owned() };
         let address = {
             let mut ipam = self.ipam()?;
-            let record = Record {
-                host_ports: host_ports.to_vec(),
-            };
+            let record = Record { host_ports: host_ports.to_vec() };
             if !host_ports.is_empty() {
                 hostport::check_free(&ipam, container_id, host_ports)?;
             }
@@ -187,11 +177,7 @@ impl PodNetwork {
         if connected.is_err()
             && let Err(error) = self.teardown(container_id, interface)
         {
-            tracing::warn!(
-                container_id,
-                error = error.chain(),
-                "cannot undo a failed pod network setup"
-            );
+            tracing::warn!(container_id, error = error.chain(), "cannot undo a failed pod network setup");
         }
         connected
     }
@@ -208,15 +194,8 @@ impl PodNetwork {
         let mut inside = Links::open_in(namespace)?;
         {
             let mut sockets = self.sockets();
-            let near = VethEnd {
-                master: Some(self.bridge),
-                ..VethEnd::new(&host_interface)
-            };
-            let far = VethEnd {
-                mac: Some(mac),
-                namespace: Some(namespace),
-                ..VethEnd::new(&attachment.interface)
-            };
+            let near = VethEnd { master: Some(self.bridge), ..VethEnd::new(&host_interface) };
+            let far = VethEnd { mac: Some(mac), namespace: Some(namespace), ..VethEnd::new(&attachment.interface) };
             let created = sockets.links.add_veth(near, far, self.config.mtu);
             if matches!(&created, Err(Error::Netlink { source, .. }) if source.is(libc::EEXIST)) {
                 // Left over from a setup that was cut short.
@@ -232,17 +211,10 @@ impl PodNetwork {
         let link = inside.index(&attachment.interface)?;
         let gateway = self.gateway;
         let routes = [
-            Route {
-                destination: Subnet::host(gateway),
-                hop: Hop::Link { link },
-            },
+            Route { destination: Subnet::host(gateway), hop: Hop::Link { link } },
             Route {
                 destination: Subnet::new(Ipv4Addr::UNSPECIFIED, 0).expect("a constant"),
-                hop: Hop::Gateway {
-                    gateway,
-                    link,
-                    onlink: false,
-                },
+                hop: Hop::Gateway { gateway, link, onlink: false },
             },
         ];
         inside.configure_pod_end(link, address, &routes)?;
@@ -258,20 +230,12 @@ impl PodNetwork {
             hostport::synchronise(&mut sockets.netfilter, &ipam)?;
             hostport::forget_udp_flows(&mut sockets.netfilter, host_ports)?;
         }
-        Ok(PodAddress {
-            address,
-            gateway,
-            mac,
-            host_interface,
-        })
+        Ok(PodAddress { address, gateway, mac, host_interface })
     }
 
     /// Takes back [`setup`](Self::setup). What is gone already is fine.
     pub fn teardown(&self, container_id: &str, interface: &str) -> Result<()> {
-        self.disconnect(&Attachment {
-            container_id: container_id.to_owned(),
-            interface: interface.to_owned(),
-        })
+        self.disconnect(&Attachment { container_id: container_id.to_owned(), interface: interface.to_owned() })
     }
 
     fn disconnect(&self, attachment: &Attachment) -> Result<()> {
@@ -307,21 +271,13 @@ impl PodNetwork {
     }
 
     /// Verifies that an attachment is as [`setup`](Self::setup) left it.
-    pub fn check(
-        &self,
-        container_id: &str,
-        namespace: BorrowedFd<'_>,
-        interface: &str,
-    ) -> Result<()> {
-        let attachment = Attachment {
-            container_id: container_id.to_owned(),
-            interface: interface.to_owned(),
-        };
-        let allocation = self.ipam()?.find(&attachment).cloned().ok_or_else(|| {
-            Error::Invalid(format!(
-                "container {container_id} has no address on {interface}"
-            ))
-        })?;
+    pub fn check(&self, container_id: &str, namespace: BorrowedFd<'_>, interface: &str) -> Result<()> {
+        let attachment = Attachment { container_id: container_id.to_owned(), interface: interface.to_owned() };
+        let allocation = self
+            .ipam()?
+            .find(&attachment)
+            .cloned()
+            .ok_or_else(|| Error::Invalid(format!("container {container_id} has no address on {interface}")))?;
         let outer = host_interface(&attachment);
         let port = self.sockets().links.find(&outer)?;
         if port.is_none_or(|link| link.master != Some(self.bridge)) {
@@ -329,15 +285,8 @@ impl PodNetwork {
         }
         let mut inside = Links::open_in(namespace)?;
         let link = inside.index(interface)?;
-        if !inside
-            .addresses(link)?
-            .iter()
-            .any(|(address, _)| *address == allocation.address)
-        {
-            let message = format!(
-                "{interface} does not have the address {}",
-                allocation.address
-            );
+        if !inside.addresses(link)?.iter().any(|(address, _)| *address == allocation.address) {
+            let message = format!("{interface} does not have the address {}", allocation.address);
             return Err(Error::Invalid(message));
         }
         Ok(())
@@ -367,11 +316,7 @@ impl PodNetwork {
 /// record. Fifteen characters is the kernel's limit.
 fn host_interface(attachment: &Attachment) -> String {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    let bytes = attachment
-        .container_id
-        .bytes()
-        .chain([b'/'])
-        .chain(attachment.interface.bytes());
+    let bytes = attachment.container_id.bytes().chain([b'/']).chain(attachment.interface.bytes());
     for byte in bytes {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }

@@ -14,18 +14,12 @@ pub struct Subnet {
 impl Subnet {
     /// The range that holds `address`; host bits are cleared. `None` for a prefix over 32.
     pub fn new(address: Ipv4Addr, prefix: u8) -> Option<Self> {
-        (prefix <= 32).then(|| Self {
-            base: Ipv4Addr::from(u32::from(address) & mask_of(prefix)),
-            prefix,
-        })
+        (prefix <= 32).then(|| Self { base: Ipv4Addr::from(u32::from(address) & mask_of(prefix)), prefix })
     }
 
     /// The range of one address.
     pub fn host(address: Ipv4Addr) -> Self {
-        Self {
-            base: address,
-            prefix: 32,
-        }
+        Self { base: address, prefix: 32 }
     }
 
     pub fn base(&self) -> Ipv4Addr {
@@ -57,9 +51,7 @@ impl Subnet {
 }
 
 fn mask_of(prefix: u8) -> u32 {
-    u32::MAX
-        .checked_shl(32 - u32::from(prefix))
-        .unwrap_or_default()
+    u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or_default()
 }
 
 impl fmt::Display for Subnet {
@@ -82,9 +74,7 @@ impl FromStr for Subnet {
             let (address, prefix) = text.split_once('/')?;
             Self::new(address.parse().ok()?, prefix.parse().ok()?)
         };
-        parse().ok_or_else(|| {
-            Error::Invalid(format!("{text:?} is not an IPv4 range like 10.244.0.0/24"))
-        })
+        parse().ok_or_else(|| Error::Invalid(format!("{text:?} is not an IPv4 range like 10.244.0.0/24")))
     }
 }
 

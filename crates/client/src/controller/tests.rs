@@ -30,9 +30,7 @@ async fn reconciles_what_is_there_and_what_comes() {
     let running = tokio::spawn(controller.run(move |key: ObjectKey| {
         let (seen, informer) = (seen.clone(), informer.clone());
         async move {
-            let object = informer
-                .get_key(&key)
-                .expect("the cache is filled before the first reconcile");
+            let object = informer.get_key(&key).expect("the cache is filled before the first reconcile");
             seen.send(object.name_any()).unwrap();
             Ok::<_, String>(Action::Done)
         }
@@ -81,10 +79,7 @@ async fn errors_and_panics_are_retried_with_back_off() {
     let calls = calls.lock().clone();
     // tokio's timers have a resolution of a millisecond and round up.
     let close = |times: &[u128], expected: [u128; 4]| {
-        times
-            .iter()
-            .zip(expected)
-            .all(|(time, expected)| (expected..=expected + 4).contains(time))
+        times.iter().zip(expected).all(|(time, expected)| (expected..=expected + 4).contains(time))
     };
     assert!(close(&calls["error"], [0, 5, 15, 35]), "{calls:?}");
     assert!(close(&calls["panic"], [0, 5, 15, 35]), "{calls:?}");
@@ -106,19 +101,10 @@ fn owners_are_found_also_when_they_change() {
     };
     let mapper = owner_mapper::<Pod>("apps", "ReplicaSet");
     let keys = |old: Option<Arc<Pod>>, new: Arc<Pod>| {
-        mapper(&Change::Applied { old, new })
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
+        mapper(&Change::Applied { old, new }).iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     assert_eq!(keys(None, pod("a", "apps/v1")), ["n/a"]);
-    assert_eq!(
-        keys(Some(pod("a", "apps/v1")), pod("a", "apps/v1")),
-        ["n/a"]
-    );
-    assert_eq!(
-        keys(Some(pod("a", "apps/v1")), pod("b", "apps/v1")),
-        ["n/a", "n/b"]
-    );
+    assert_eq!(keys(Some(pod("a", "apps/v1")), pod("a", "apps/v1")), ["n/a"]);
+    assert_eq!(keys(Some(pod("a", "apps/v1")), pod("b", "apps/v1")), ["n/a", "n/b"]);
     assert_eq!(keys(None, pod("a", "example.com/v1")), Vec::<String>::new());
 }

@@ -3,10 +3,7 @@ use std::{convert::Infallible, path::Path};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Bytes, service::service_fn};
 use hyper_util::server::conn::auto;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair,
-};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustls::{ServerConfig, server::WebPkiClientVerifier};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -67,9 +64,7 @@ async fn serve(authority: &Authority, alpn: &[&[u8]]) -> String {
                 let service = service_fn(move |request: Request<Incoming>| async move {
                     let header = |name| {
                         let value = request.headers().get(name);
-                        value
-                            .map_or("-", |value: &HeaderValue| value.to_str().unwrap())
-                            .to_owned()
+                        value.map_or("-", |value: &HeaderValue| value.to_str().unwrap()).to_owned()
                     };
                     let seen = format!(
                         "{:?} {} {} {} {with_certificate}",
@@ -80,9 +75,7 @@ async fn serve(authority: &Authority, alpn: &[&[u8]]) -> String {
                     );
                     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(seen))))
                 });
-                let _ = auto::Builder::new(TokioExecutor::new())
-                    .serve_connection(TokioIo::new(tls), service)
-                    .await;
+                let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(tls), service).await;
             });
         }
     });
@@ -90,9 +83,7 @@ async fn serve(authority: &Authority, alpn: &[&[u8]]) -> String {
 }
 
 async fn seen(client: &kube::Client) -> Result<String, kube::Error> {
-    let request = Request::get("/api/v1/pods?limit=1")
-        .body(Body::empty())
-        .unwrap();
+    let request = Request::get("/api/v1/pods?limit=1").body(Body::empty()).unwrap();
     let body = client.send(request).await?.into_body().collect().await?;
     Ok(String::from_utf8(body.to_bytes().to_vec()).unwrap())
 }
@@ -107,15 +98,9 @@ const H2: &[&[u8]] = &[b"h2", b"http/1.1"];
 async fn http_2_is_preferred_and_http_1_taken() {
     let authority = Authority::new();
     let client = https(&config(&authority, serve(&authority, H2).await)).unwrap();
-    assert_eq!(
-        seen(&client).await.unwrap(),
-        "HTTP/2.0 /api/v1/pods?limit=1 kubelet/v1 - false"
-    );
+    assert_eq!(seen(&client).await.unwrap(), "HTTP/2.0 /api/v1/pods?limit=1 kubelet/v1 - false");
     let client = https(&config(&authority, serve(&authority, &[]).await)).unwrap();
-    assert_eq!(
-        seen(&client).await.unwrap(),
-        "HTTP/1.1 /api/v1/pods?limit=1 kubelet/v1 - false"
-    );
+    assert_eq!(seen(&client).await.unwrap(), "HTTP/1.1 /api/v1/pods?limit=1 kubelet/v1 - false");
 }
 
 #[tokio::test]
@@ -128,10 +113,7 @@ async fn client_certificates_and_a_path_prefix() {
         key: Pem::Inline(key.into_bytes()),
     });
     let client = https(&config).unwrap();
-    assert_eq!(
-        seen(&client).await.unwrap(),
-        "HTTP/2.0 /prefix/api/v1/pods?limit=1 kubelet/v1 - true"
-    );
+    assert_eq!(seen(&client).await.unwrap(), "HTTP/2.0 /prefix/api/v1/pods?limit=1 kubelet/v1 - true");
 }
 
 #[tokio::test]
@@ -154,48 +136,26 @@ async fn a_renewed_certificate_file_is_used() {
     assert!(Arc::ptr_eq(&first, &identity.current().unwrap()));
     write(authority.issue("second", ExtendedKeyUsagePurpose::ClientAuth));
     let later = SystemTime::now() + Duration::from_secs(10);
-    std::fs::File::options()
-        .write(true)
-        .open(file("crt"))
-        .unwrap()
-        .set_modified(later)
-        .unwrap();
+    std::fs::File::options().write(true).open(file("crt")).unwrap().set_modified(later).unwrap();
     let second = identity.current().unwrap();
     assert_ne!(first.cert, second.cert);
     std::fs::write(file("crt"), "half a file").unwrap();
-    assert!(
-        identity.resolve(&[], &[]).is_some(),
-        "the last good one serves"
-    );
+    assert!(identity.resolve(&[], &[]).is_some(), "the last good one serves");
 }
 
 #[tokio::test]
 async fn tokens_given_and_from_a_file() {
     let authority = Authority::new();
     let server = serve(&authority, H2).await;
-    let with = |credentials| {
-        https(&config(&authority, server.clone()).with_credentials(credentials)).unwrap()
-    };
+    let with = |credentials| https(&config(&authority, server.clone()).with_credentials(credentials)).unwrap();
     let client = with(Credentials::Token("secret".into()));
-    assert!(
-        seen(&client)
-            .await
-            .unwrap()
-            .ends_with("Bearer secret false")
-    );
+    assert!(seen(&client).await.unwrap().ends_with("Bearer secret false"));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("token");
     std::fs::write(&path, "from-file\n").unwrap();
     let client = with(Credentials::TokenFile(path));
-    assert!(
-        seen(&client)
-            .await
-            .unwrap()
-            .ends_with("Bearer from-file false")
-    );
-    let client = with(Credentials::TokenFile(
-        Path::new("/nonexistent/token").into(),
-    ));
+    assert!(seen(&client).await.unwrap().ends_with("Bearer from-file false"));
+    let client = with(Credentials::TokenFile(Path::new("/nonexistent/token").into()));
     let error = seen(&client).await.unwrap_err().to_string();
     assert!(error.contains("/nonexistent/token"), "{error}");
 }
@@ -219,14 +179,7 @@ async fn what_cannot_work_is_said_at_once() {
         message(Config::new("https://localhost", Pem::Inline(Vec::new()))),
         "cannot use the CA bundle: it holds no certificate"
     );
-    let credentials = Credentials::Certificate {
-        certificate: Pem::File("/no".into()),
-        key: Pem::File("/no".into()),
-    };
-    let error =
-        message(config(&authority, "https://localhost".into()).with_credentials(credentials));
-    assert!(
-        error.starts_with("cannot use the client certificate: /no: No such file"),
-        "{error}"
-    );
+    let credentials = Credentials::Certificate { certificate: Pem::File("/no".into()), key: Pem::File("/no".into()) };
+    let error = message(config(&authority, "https://localhost".into()).with_credentials(credentials));
+    assert!(error.starts_with("cannot use the client certificate: /no: No such file"), "{error}");
 }

@@ -47,9 +47,7 @@ impl<K: Resource> Cache<K> {
             indices: HashMap::new(),
             subscribers: Vec::new(),
         };
-        Cache {
-            state: RwLock::new(state),
-        }
+        Cache { state: RwLock::new(state) }
     }
 
     pub(super) fn get(&self, key: &ObjectKey) -> Option<Arc<K>> {
@@ -67,12 +65,8 @@ impl<K: Resource> Cache<K> {
     pub(super) fn list_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
         let first = ObjectKey::new(namespace, "");
         let state = self.state.read();
-        let from = state
-            .objects
-            .range((Bound::Included(&first), Bound::Unbounded));
-        from.take_while(|(key, _)| *key.namespace == *namespace)
-            .map(|(_, object)| object.clone())
-            .collect()
+        let from = state.objects.range((Bound::Included(&first), Bound::Unbounded));
+        from.take_while(|(key, _)| *key.namespace == *namespace).map(|(_, object)| object.clone()).collect()
     }
 
     pub(super) fn by_owner(&self, uid: &str) -> Vec<Arc<K>> {
@@ -94,25 +88,14 @@ impl<K: Resource> Cache<K> {
 
     pub(super) fn by_index(&self, index: &str, value: &str) -> Vec<Arc<K>> {
         let state = self.state.read();
-        state.resolve(
-            state
-                .indices
-                .get(index)
-                .and_then(|index| index.entries.get(value)),
-        )
+        state.resolve(state.indices.get(index).and_then(|index| index.entries.get(value)))
     }
 
     pub(super) fn subscribe(&self) -> Subscription<K> {
         let mut state = self.state.write();
         let mut queue = Queue::new();
         for (key, object) in &state.objects {
-            queue.push(
-                key,
-                Change::Applied {
-                    old: None,
-                    new: object.clone(),
-                },
-            );
+            queue.push(key, Change::Applied { old: None, new: object.clone() });
         }
         let (handle, subscription) = queue.split();
         state.subscribers.push(handle);
@@ -133,12 +116,7 @@ impl<K: Resource> Cache<K> {
     pub(super) fn replace(&self, objects: Vec<K>) {
         let mut state = self.state.write();
         let listed: BTreeSet<ObjectKey> = objects.iter().map(ObjectKey::of).collect();
-        let gone: Vec<_> = state
-            .objects
-            .keys()
-            .filter(|key| !listed.contains(key))
-            .cloned()
-            .collect();
+        let gone: Vec<_> = state.objects.keys().filter(|key| !listed.contains(key)).cloned().collect();
         for key in gone {
             state.delete(&key);
         }
@@ -150,10 +128,7 @@ impl<K: Resource> Cache<K> {
 
 impl<K: Resource> State<K> {
     fn resolve(&self, keys: Option<&BTreeSet<ObjectKey>>) -> Vec<Arc<K>> {
-        keys.into_iter()
-            .flatten()
-            .filter_map(|key| self.objects.get(key).cloned())
-            .collect()
+        keys.into_iter().flatten().filter_map(|key| self.objects.get(key).cloned()).collect()
     }
 
     fn apply(&mut self, mut object: K) {
@@ -202,17 +177,12 @@ impl<K: Resource> State<K> {
     }
 
     fn tell(&mut self, key: &ObjectKey, change: &Change<K>) {
-        self.subscribers
-            .retain(|subscriber| subscriber.push(key, change.clone()));
+        self.subscribers.retain(|subscriber| subscriber.push(key, change.clone()));
     }
 }
 
 fn owner_uids<K: Resource>(object: &K) -> Vec<String> {
-    object
-        .owner_references()
-        .iter()
-        .map(|owner| owner.uid.clone())
-        .collect()
+    object.owner_references().iter().map(|owner| owner.uid.clone()).collect()
 }
 
 fn insert(entries: &mut Entries, key: &ObjectKey, values: Vec<String>) {

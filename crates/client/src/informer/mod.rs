@@ -46,29 +46,19 @@ pub struct ObjectKey {
 impl ObjectKey {
     /// A key from its parts; an empty namespace for kinds without.
     pub fn new(namespace: &str, name: &str) -> ObjectKey {
-        ObjectKey {
-            namespace: namespace.into(),
-            name: name.into(),
-        }
+        ObjectKey { namespace: namespace.into(), name: name.into() }
     }
 
     /// An object's key.
     pub fn of<K: Resource>(object: &K) -> ObjectKey {
         let meta = object.meta();
-        ObjectKey::new(
-            meta.namespace.as_deref().unwrap_or(""),
-            meta.name.as_deref().unwrap_or(""),
-        )
+        ObjectKey::new(meta.namespace.as_deref().unwrap_or(""), meta.name.as_deref().unwrap_or(""))
     }
 }
 
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.namespace.is_empty() {
-            f.write_str(&self.name)
-        } else {
-            write!(f, "{}/{}", self.namespace, self.name)
-        }
+        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
     }
 }
 
@@ -97,18 +87,12 @@ impl Selector {
 
     /// Those that match a field selector.
     pub fn fields(selector: impl Into<String>) -> Selector {
-        Selector {
-            fields: Some(selector.into()),
-            ..Selector::default()
-        }
+        Selector { fields: Some(selector.into()), ..Selector::default() }
     }
 
     /// Those that match a label selector.
     pub fn labels(selector: impl Into<String>) -> Selector {
-        Selector {
-            labels: Some(selector.into()),
-            ..Selector::default()
-        }
+        Selector { labels: Some(selector.into()), ..Selector::default() }
     }
 }
 
@@ -137,10 +121,7 @@ struct InformerId {
 impl Informers {
     /// Informers that read with `client`.
     pub fn new(client: Client) -> Informers {
-        Informers {
-            client,
-            running: Arc::default(),
-        }
+        Informers { client, running: Arc::default() }
     }
 
     /// The client that they read with.
@@ -172,16 +153,9 @@ impl Informers {
     /// `PartialObjectMeta<DynamicObject>` as `K`.
     pub fn select<K: Kind>(&self, kind: &K::DynamicType, selector: Selector) -> Informer<K> {
         let resource = K::url_path(kind, selector.namespace.as_deref());
-        let id = InformerId {
-            kind: TypeId::of::<K>(),
-            resource: resource.clone(),
-            selector: selector.clone(),
-        };
+        let id = InformerId { kind: TypeId::of::<K>(), resource: resource.clone(), selector: selector.clone() };
         let mut running = self.running.lock();
-        if let Some(informer) = running
-            .get(&id)
-            .and_then(|informer| informer.downcast_ref::<Informer<K>>())
-        {
+        if let Some(informer) = running.get(&id).and_then(|informer| informer.downcast_ref::<Informer<K>>()) {
             return informer.clone();
         }
         // Not `Api`: it takes a namespace only where the scope is known at compile time.
@@ -216,9 +190,7 @@ impl<K: Resource> Drop for Running<K> {
 
 impl<K: Resource> Clone for Informer<K> {
     fn clone(&self) -> Self {
-        Informer {
-            shared: self.shared.clone(),
-        }
+        Informer { shared: self.shared.clone() }
     }
 }
 
@@ -228,13 +200,7 @@ impl<K: Kind> Informer<K> {
         let (synced_sender, synced) = watch::channel(false);
         let reflector = reflector::Reflector::<K>::new(source, cache.clone(), synced_sender);
         let task = tokio::spawn(reflector.run()).abort_handle();
-        Informer {
-            shared: Arc::new(Running {
-                cache,
-                synced,
-                task,
-            }),
-        }
+        Informer { shared: Arc::new(Running { cache, synced, task }) }
     }
 }
 
@@ -287,11 +253,7 @@ impl<K: Resource> Informer<K> {
 
     /// Adds an index, by the values that `values` gives for an object. Adding one of the same name
     /// again does nothing, so that each user of a shared informer may add what it needs.
-    pub fn add_index(
-        &self,
-        index: &'static str,
-        values: impl Fn(&K) -> Vec<String> + Send + Sync + 'static,
-    ) {
+    pub fn add_index(&self, index: &'static str, values: impl Fn(&K) -> Vec<String> + Send + Sync + 'static) {
         self.shared.cache.add_index(index, Box::new(values));
     }
 

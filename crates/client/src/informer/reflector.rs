@@ -42,14 +42,8 @@ pub(super) struct Source {
 
 impl Source {
     async fn list<K: Kind>(&self, params: &ListParams) -> Result<ObjectList<K>, kube::Error> {
-        let request = if self.metadata_only {
-            self.request.list_metadata(params)
-        } else {
-            self.request.list(params)
-        };
-        self.client
-            .request(request.map_err(kube::Error::BuildRequest)?)
-            .await
+        let request = if self.metadata_only { self.request.list_metadata(params) } else { self.request.list(params) };
+        self.client.request(request.map_err(kube::Error::BuildRequest)?).await
     }
 
     async fn watch<K: Kind>(
@@ -85,11 +79,7 @@ enum Ended {
 
 impl<K: Kind> Reflector<K> {
     pub(super) fn new(source: Source, cache: Arc<Cache<K>>, synced: watch::Sender<bool>) -> Self {
-        Reflector {
-            source,
-            cache,
-            synced,
-        }
+        Reflector { source, cache, synced }
     }
 
     pub(super) async fn run(self) {
@@ -197,9 +187,7 @@ impl<K: Kind> Reflector<K> {
                     advance(&mut version, &object);
                     self.cache.delete(&ObjectKey::of(&object));
                 }
-                Ok(Some(WatchEvent::Bookmark(bookmark))) => {
-                    version = bookmark.metadata.resource_version
-                }
+                Ok(Some(WatchEvent::Bookmark(bookmark))) => version = bookmark.metadata.resource_version,
                 Ok(Some(WatchEvent::Error(status))) if status.code == 410 => return Ended::Expired,
                 Ok(Some(WatchEvent::Error(status))) => {
                     return Ended::Failed(version, kube::Error::Api(status));

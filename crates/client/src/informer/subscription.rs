@@ -55,10 +55,7 @@ impl<K> Change<K> {
 impl<K> Clone for Change<K> {
     fn clone(&self) -> Self {
         match self {
-            Change::Applied { old, new } => Change::Applied {
-                old: old.clone(),
-                new: new.clone(),
-            },
+            Change::Applied { old, new } => Change::Applied { old: old.clone(), new: new.clone() },
             Change::Deleted { old } => Change::Deleted { old: old.clone() },
         }
     }
@@ -131,11 +128,7 @@ pub(super) struct Queue<K> {
 
 impl<K: Resource> Queue<K> {
     pub(super) fn new() -> Queue<K> {
-        Queue {
-            order: VecDeque::new(),
-            waiting: HashMap::new(),
-            ended: false,
-        }
+        Queue { order: VecDeque::new(), waiting: HashMap::new(), ended: false }
     }
 
     pub(super) fn push(&mut self, key: &ObjectKey, change: Change<K>) {
@@ -153,16 +146,8 @@ impl<K: Resource> Queue<K> {
     }
 
     pub(super) fn split(self) -> (QueueHandle<K>, Subscription<K>) {
-        let shared = Arc::new(Shared {
-            queue: Mutex::new(self),
-            waker: AtomicWaker::new(),
-        });
-        (
-            QueueHandle {
-                shared: Arc::downgrade(&shared),
-            },
-            Subscription { shared },
-        )
+        let shared = Arc::new(Shared { queue: Mutex::new(self), waker: AtomicWaker::new() });
+        (QueueHandle { shared: Arc::downgrade(&shared) }, Subscription { shared })
     }
 }
 

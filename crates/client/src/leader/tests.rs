@@ -37,11 +37,7 @@ async fn one_leads_at_a_time_and_the_next_takes_over_when_it_is_done() {
     assert_eq!(spec.lease_transitions, Some(2));
     assert_eq!(spec.holder_identity.as_deref(), Some(""), "given up");
     // A Lease given up is taken at the next try.
-    assert!(
-        start.elapsed() < Duration::from_secs(3 * 60 + 2 * 15),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(3 * 60 + 2 * 15), "{:?}", start.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
@@ -57,18 +53,12 @@ async fn a_leader_that_cannot_renew_stops_before_another_may_lead() {
     });
     sleep(Duration::from_secs(1)).await;
     let spec = lease(&fake).await;
-    assert_eq!(
-        (spec.holder_identity.as_deref(), spec.lease_duration_seconds),
-        (Some("a"), Some(15))
-    );
+    assert_eq!((spec.holder_identity.as_deref(), spec.lease_duration_seconds), (Some("a"), Some(15)));
     for _ in 0..40 {
         fake.fail_next(Some(Method::PUT), 500);
     }
     let (error, after) = first.await.unwrap();
-    assert_eq!(
-        error.to_string(),
-        "a is no longer the leader of kube-system/controllers"
-    );
+    assert_eq!(error.to_string(), "a is no longer the leader of kube-system/controllers");
     assert!((10..=12).contains(&after.as_secs()), "{after:?}");
 }
 
@@ -80,9 +70,5 @@ async fn a_dead_leader_is_waited_for() {
     first.abort();
     let start = Instant::now();
     candidate(&fake, "b").run(|| async {}).await.unwrap();
-    assert!(
-        (15..=20).contains(&start.elapsed().as_secs()),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!((15..=20).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
 }

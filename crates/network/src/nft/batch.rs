@@ -44,17 +44,9 @@ pub struct Batch {
 
 impl Batch {
     pub fn new(family: Family, table: impl Into<String>) -> Self {
-        let header = nfgenmsg(
-            0,
-            u16::try_from(libc::NFNL_SUBSYS_NFTABLES).unwrap_or_default(),
-        );
+        let header = nfgenmsg(0, u16::try_from(libc::NFNL_SUBSYS_NFTABLES).unwrap_or_default());
         let begin = u16::try_from(libc::NFNL_MSG_BATCH_BEGIN).unwrap_or_default();
-        Self {
-            family,
-            table: table.into(),
-            messages: vec![Message::new(begin, 0, &header)],
-            next_set_id: 1,
-        }
+        Self { family, table: table.into(), messages: vec![Message::new(begin, 0, &header)], next_set_id: 1 }
     }
 
     /// True if nothing was added.
@@ -169,33 +161,18 @@ impl Batch {
     /// Deletes all elements of a set or map.
     pub fn flush_set(&mut self, set: &str) -> &mut Self {
         self.push(libc::NFT_MSG_DELSETELEM, 0, |m, table| {
-            m.str(attr::ELEM_LIST_TABLE, table)
-                .str(attr::ELEM_LIST_SET, set);
+            m.str(attr::ELEM_LIST_TABLE, table).str(attr::ELEM_LIST_SET, set);
         });
         self
     }
 
     /// Adds elements. One that is there already with another value fails the batch.
-    pub fn add_elements(
-        &mut self,
-        set: &str,
-        elements: impl IntoIterator<Item = Element>,
-    ) -> &mut Self {
-        self.push_elements(
-            libc::NFT_MSG_NEWSETELEM,
-            libc::NLM_F_CREATE,
-            set,
-            elements,
-            false,
-        )
+    pub fn add_elements(&mut self, set: &str, elements: impl IntoIterator<Item = Element>) -> &mut Self {
+        self.push_elements(libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, set, elements, false)
     }
 
     /// Deletes elements. One that is not there fails the batch.
-    pub fn delete_elements(
-        &mut self,
-        set: &str,
-        elements: impl IntoIterator<Item = Element>,
-    ) -> &mut Self {
+    pub fn delete_elements(&mut self, set: &str, elements: impl IntoIterator<Item = Element>) -> &mut Self {
         self.push_elements(libc::NFT_MSG_DELSETELEM, 0, set, elements, true)
     }
 
@@ -210,8 +187,7 @@ impl Batch {
         let mut chunk = Message::fragment();
         let mut send = |chunk: &Message| {
             self.push(kind, flags, |m, table| {
-                m.str(attr::ELEM_LIST_TABLE, table)
-                    .str(attr::ELEM_LIST_SET, set);
+                m.str(attr::ELEM_LIST_TABLE, table).str(attr::ELEM_LIST_SET, set);
                 m.nest(attr::ELEM_LIST_ELEMENTS, |list| {
                     list.raw(chunk.as_bytes());
                 });
@@ -235,19 +211,14 @@ impl Batch {
         if self.is_empty() {
             return Ok(());
         }
-        let header = nfgenmsg(
-            0,
-            u16::try_from(libc::NFNL_SUBSYS_NFTABLES).unwrap_or_default(),
-        );
+        let header = nfgenmsg(0, u16::try_from(libc::NFNL_SUBSYS_NFTABLES).unwrap_or_default());
         // libc gives begin and end the same number, but the end's is one higher.
         let end = u16::try_from(libc::NFNL_MSG_BATCH_BEGIN + 1).unwrap_or_default();
         self.messages.push(Message::new(end, 0, &header));
         let table = self.table;
-        socket
-            .transact(self.messages)
-            .map_err(|source: NetlinkError| Error::Netlink {
-                action: format!("change the nftables table {table}"),
-                source,
-            })
+        socket.transact(self.messages).map_err(|source: NetlinkError| Error::Netlink {
+            action: format!("change the nftables table {table}"),
+            source,
+        })
     }
 }

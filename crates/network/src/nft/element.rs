@@ -86,29 +86,17 @@ impl Key {
 
     /// An element of a set, or the end of a range with [`Element::until`].
     pub fn element(self) -> Element {
-        Element {
-            key: self,
-            key_end: None,
-            data: None,
-            timeout_ms: None,
-            comment: None,
-        }
+        Element { key: self, key_end: None, data: None, timeout_ms: None, comment: None }
     }
 
     /// An element of a map.
     pub fn value(self, value: Key) -> Element {
-        Element {
-            data: Some(Data::Value(value)),
-            ..self.element()
-        }
+        Element { data: Some(Data::Value(value)), ..self.element() }
     }
 
     /// An element of a verdict map.
     pub fn verdict(self, verdict: Verdict) -> Element {
-        Element {
-            data: Some(Data::Verdict(verdict)),
-            ..self.element()
-        }
+        Element { data: Some(Data::Verdict(verdict)), ..self.element() }
     }
 }
 
@@ -202,9 +190,7 @@ impl Element {
             key_end: key(attr::ELEM_KEY_END),
             data,
             timeout_ms: timeout.and_then(|value| Some(u64::from_be_bytes(value.try_into().ok()?))),
-            comment: attributes
-                .get(attr::ELEM_USERDATA)
-                .and_then(|data| Some(text(data.get(2..)?))),
+            comment: attributes.get(attr::ELEM_USERDATA).and_then(|data| Some(text(data.get(2..)?))),
         })
     }
 }

@@ -8,12 +8,7 @@ use crate::{
 
 const NFGENMSG_LEN: usize = 4;
 
-fn dump(
-    socket: &mut Socket,
-    family: Family,
-    kind: i32,
-    fill: impl FnOnce(&mut Message),
-) -> Result<Vec<Reply>> {
+fn dump(socket: &mut Socket, family: Family, kind: i32, fill: impl FnOnce(&mut Message)) -> Result<Vec<Reply>> {
     let mut message = Message::new(message_type(kind), 0, &nfgenmsg(family.number(), 0));
     fill(&mut message);
     match socket.dump(message) {
@@ -25,15 +20,7 @@ fn dump(
 /// Names of the tables of a family.
 pub fn tables(socket: &mut Socket, family: Family) -> Result<Vec<String>> {
     let replies = dump(socket, family, libc::NFT_MSG_GETTABLE, |_| {})?;
-    Ok(replies
-        .iter()
-        .filter_map(|reply| {
-            reply
-                .attributes(NFGENMSG_LEN)
-                .get(attr::TABLE_NAME)
-                .map(text)
-        })
-        .collect())
+    Ok(replies.iter().filter_map(|reply| reply.attributes(NFGENMSG_LEN).get(attr::TABLE_NAME).map(text)).collect())
 }
 
 /// Names of the chains of a table.
@@ -48,12 +35,7 @@ pub fn chains(socket: &mut Socket, family: Family, table: &str) -> Result<Vec<St
 }
 
 /// Every rule of a chain as the names of its expressions, which is enough to see what it is.
-pub fn rules(
-    socket: &mut Socket,
-    family: Family,
-    table: &str,
-    chain: &str,
-) -> Result<Vec<Vec<String>>> {
+pub fn rules(socket: &mut Socket, family: Family, table: &str, chain: &str) -> Result<Vec<Vec<String>>> {
     let replies = dump(socket, family, libc::NFT_MSG_GETRULE, |m| {
         m.str(attr::RULE_TABLE, table).str(attr::RULE_CHAIN, chain);
     })?;
@@ -70,23 +52,13 @@ pub fn rules(
 }
 
 /// The elements of a set or map, in no particular order; none if it does not exist.
-pub fn elements(
-    socket: &mut Socket,
-    family: Family,
-    table: &str,
-    set: &str,
-) -> Result<Vec<Element>> {
+pub fn elements(socket: &mut Socket, family: Family, table: &str, set: &str) -> Result<Vec<Element>> {
     let replies = dump(socket, family, libc::NFT_MSG_GETSETELEM, |m| {
-        m.str(attr::ELEM_LIST_TABLE, table)
-            .str(attr::ELEM_LIST_SET, set);
+        m.str(attr::ELEM_LIST_TABLE, table).str(attr::ELEM_LIST_SET, set);
     })?;
     Ok(replies
         .iter()
-        .flat_map(|reply| {
-            reply
-                .attributes(NFGENMSG_LEN)
-                .nested(attr::ELEM_LIST_ELEMENTS)
-        })
+        .flat_map(|reply| reply.attributes(NFGENMSG_LEN).nested(attr::ELEM_LIST_ELEMENTS))
         .filter_map(|(_, element)| Element::decode(Attributes(element)))
         .collect())
 }

@@ -60,8 +60,7 @@ pub fn socket() -> Result<Socket> {
 
 /// A netfilter socket in another network namespace.
 pub fn socket_in(namespace: std::os::fd::BorrowedFd<'_>) -> Result<Socket> {
-    Socket::open_in(namespace, libc::NETLINK_NETFILTER)
-        .map_err(Error::io("open a netfilter socket"))
+    Socket::open_in(namespace, libc::NETLINK_NETFILTER).map_err(Error::io("open a netfilter socket"))
 }
 
 pub(crate) fn message_type(kind: i32) -> u16 {

@@ -81,10 +81,7 @@ impl Default for Rule {
 
 impl Rule {
     pub fn new() -> Self {
-        Self {
-            expressions: Message::fragment(),
-            comment: None,
-        }
+        Self { expressions: Message::fragment(), comment: None }
     }
 
     pub(crate) fn expressions(&self) -> &[u8] {
@@ -107,10 +104,7 @@ impl Rule {
 
     fn payload(self, reg: Reg, base: i32, offset: u32, len: u32) -> Self {
         self.expression("payload", |m| {
-            m.be32(1, reg.number())
-                .be32(2, base.cast_unsigned())
-                .be32(3, offset)
-                .be32(4, len);
+            m.be32(1, reg.number()).be32(2, base.cast_unsigned()).be32(3, offset).be32(4, len);
         })
     }
 
@@ -150,21 +144,17 @@ impl Rule {
     /// Sets these bits of the packet's mark; `reg` is overwritten.
     #[must_use]
     pub fn set_mark_bits(self, reg: Reg, bits: u32) -> Self {
-        self.meta(reg, Meta::Mark)
-            .bitwise(reg, !bits, bits)
-            .expression("meta", |m| {
-                m.be32(2, meta_number(Meta::Mark)).be32(3, reg.number());
-            })
+        self.meta(reg, Meta::Mark).bitwise(reg, !bits, bits).expression("meta", |m| {
+            m.be32(2, meta_number(Meta::Mark)).be32(3, reg.number());
+        })
     }
 
     /// Clears these bits of the packet's mark; `reg` is overwritten.
     #[must_use]
     pub fn clear_mark_bits(self, reg: Reg, bits: u32) -> Self {
-        self.meta(reg, Meta::Mark)
-            .bitwise(reg, !bits, 0)
-            .expression("meta", |m| {
-                m.be32(2, meta_number(Meta::Mark)).be32(3, reg.number());
-            })
+        self.meta(reg, Meta::Mark).bitwise(reg, !bits, 0).expression("meta", |m| {
+            m.be32(2, meta_number(Meta::Mark)).be32(3, reg.number());
+        })
     }
 
     #[must_use]
@@ -227,8 +217,7 @@ impl Rule {
     /// Goes on if the address in the register is (not) in the range; `reg` is overwritten.
     #[must_use]
     pub fn in_subnet(self, reg: Reg, op: Op, range: crate::Subnet) -> Self {
-        self.mask_bytes(reg, range.mask().octets(), [0; 4])
-            .cmp(reg, op, &range.base().octets())
+        self.mask_bytes(reg, range.mask().octets(), [0; 4]).cmp(reg, op, &range.base().octets())
     }
 
     /// Goes on if the packet is for an interface of this name, or a name with this prefix and `*`.
@@ -282,10 +271,7 @@ impl Rule {
     #[must_use]
     pub fn random(self, reg: Reg, modulus: u32) -> Self {
         self.expression("numgen", |m| {
-            m.be32(1, reg.number())
-                .be32(2, modulus)
-                .be32(3, libc::NFT_NG_RANDOM.cast_unsigned())
-                .be32(4, 0);
+            m.be32(1, reg.number()).be32(2, modulus).be32(3, libc::NFT_NG_RANDOM.cast_unsigned()).be32(4, 0);
         })
     }
 
@@ -316,14 +302,7 @@ impl Rule {
     /// Adds to, renews in or deletes from a dynamic set. With a map, `data` has to name loaded registers
     /// also for a deletion, which ignores them.
     #[must_use]
-    pub fn dynset(
-        self,
-        op: DynsetOp,
-        set: &str,
-        key: Reg,
-        data: Option<Reg>,
-        timeout_ms: Option<u64>,
-    ) -> Self {
+    pub fn dynset(self, op: DynsetOp, set: &str, key: Reg, data: Option<Reg>, timeout_ms: Option<u64>) -> Self {
         let op = match op {
             DynsetOp::Add => 0,
             DynsetOp::Update => 1,
@@ -344,10 +323,7 @@ impl Rule {
     #[must_use]
     pub fn limit_per_second(self, rate: u64, burst: u32) -> Self {
         self.expression("limit", |m| {
-            m.be64(1, rate)
-                .be64(2, 1)
-                .be32(3, burst)
-                .be32(4, libc::NFT_LIMIT_PKTS.cast_unsigned());
+            m.be64(1, rate).be64(2, 1).be32(3, burst).be32(4, libc::NFT_LIMIT_PKTS.cast_unsigned());
         })
     }
 
@@ -402,8 +378,7 @@ impl Rule {
     pub fn reject(self) -> Self {
         const ICMP_PORT_UNREACHABLE: u8 = 3;
         self.expression("reject", |m| {
-            m.be32(1, libc::NFT_REJECT_ICMP_UNREACH.cast_unsigned())
-                .u8(2, ICMP_PORT_UNREACHABLE);
+            m.be32(1, libc::NFT_REJECT_ICMP_UNREACH.cast_unsigned()).u8(2, ICMP_PORT_UNREACHABLE);
         })
     }
 

@@ -57,28 +57,15 @@ pub struct Set<'a> {
 
 impl<'a> Set<'a> {
     pub fn plain(name: &'a str, key: &'a [Field]) -> Self {
-        Self {
-            name,
-            key,
-            data: SetData::None,
-            interval: false,
-            dynamic: None,
-            timeout: false,
-        }
+        Self { name, key, data: SetData::None, interval: false, dynamic: None, timeout: false }
     }
 
     pub fn map(name: &'a str, key: &'a [Field], value: &'a [Field]) -> Self {
-        Self {
-            data: SetData::Value(value),
-            ..Self::plain(name, key)
-        }
+        Self { data: SetData::Value(value), ..Self::plain(name, key) }
     }
 
     pub fn vmap(name: &'a str, key: &'a [Field]) -> Self {
-        Self {
-            data: SetData::Verdict,
-            ..Self::plain(name, key)
-        }
+        Self { data: SetData::Verdict, ..Self::plain(name, key) }
     }
 
     #[must_use]
@@ -150,14 +137,9 @@ impl<'a> Set<'a> {
 const NFT_SET_CONCAT: i32 = 0x80;
 
 fn len_of(fields: &[Field]) -> u32 {
-    fields
-        .iter()
-        .map(|field| field.len().next_multiple_of(4))
-        .sum()
+    fields.iter().map(|field| field.len().next_multiple_of(4)).sum()
 }
 
 fn type_of(fields: &[Field]) -> u32 {
-    fields
-        .iter()
-        .fold(0, |all, field| (all << 6) | field.type_number())
+    fields.iter().fold(0, |all, field| (all << 6) | field.type_number())
 }

@@ -22,23 +22,13 @@ impl Node {
 
     fn with_bridge_netfilter(name: &str, on: bool) -> Self {
         let namespace = NetNs::create().unwrap();
-        let set = || {
-            sysctl::set(
-                "net/bridge/bridge-nf-call-iptables",
-                if on { "1" } else { "0" },
-            )
-        };
+        let set = || sysctl::set("net/bridge/bridge-nf-call-iptables", if on { "1" } else { "0" });
         let set = namespace.run(set).unwrap();
         // The setting is absent where the kernel has no br_netfilter.
         assert!(set.is_ok() || !on, "{set:?}");
-        let data_dir =
-            std::env::temp_dir().join(format!("skiff-pod-{name}-{}", std::process::id()));
+        let data_dir = std::env::temp_dir().join(format!("skiff-pod-{name}-{}", std::process::id()));
         let network = Self::open(&namespace, &data_dir);
-        Self {
-            namespace,
-            network,
-            data_dir,
-        }
+        Self { namespace, network, data_dir }
     }
 
     fn open(namespace: &NetNs, data_dir: &std::path::Path) -> PodNetwork {
@@ -59,9 +49,7 @@ impl Drop for Node {
 
 /// Serves one connection after the other, answering with the client's address.
 fn serve(namespace: &NetNs, port: u16) -> std::thread::JoinHandle<()> {
-    let listener = namespace
-        .run(|| TcpListener::bind(("0.0.0.0", port)).unwrap())
-        .unwrap();
+    let listener = namespace.run(|| TcpListener::bind(("0.0.0.0", port)).unwrap()).unwrap();
     std::thread::spawn(move || {
         while let Ok((mut stream, peer)) = listener.accept() {
             let _ = write!(stream, "{}", peer.ip());
@@ -96,58 +84,26 @@ fn pods_reach_each_other_with_bridge_netfilter() {
 fn reach(node: &Node) {
     let (a, b) = (NetNs::create().unwrap(), NetNs::create().unwrap());
     let one = node.network.setup("pod-a", a.as_fd(), "eth0", &[]).unwrap();
-    let port = HostPort {
-        host_ip: None,
-        host_port: 8080,
-        container_port: 80,
-        protocol: Protocol::Tcp,
-    };
-    let two = node
-        .network
-        .setup("pod-b", b.as_fd(), "eth0", std::slice::from_ref(&port))
-        .unwrap();
+    let port = HostPort { host_ip: None, host_port: 8080, container_port: 80, protocol: Protocol::Tcp };
+    let two = node.network.setup("pod-b", b.as_fd(), "eth0", std::slice::from_ref(&port)).unwrap();
     assert_ne!(one.address, two.address);
     serve(&b, 80);
     // No address translation between pods, nor from the node.
-    assert_eq!(
-        ask(&a, at(two.address, 80)).unwrap(),
-        one.address.to_string()
-    );
-    assert_eq!(
-        ask(&node.namespace, at(two.address, 80)).unwrap(),
-        two.gateway.to_string()
-    );
+    assert_eq!(ask(&a, at(two.address, 80)).unwrap(), one.address.to_string());
+    assert_eq!(ask(&node.namespace, at(two.address, 80)).unwrap(), two.gateway.to_string());
     // The host port: from another pod, from localhost, and from the pod itself.
-    assert_eq!(
-        ask(&a, at(two.gateway, 8080)).unwrap(),
-        one.address.to_string()
-    );
-    assert_eq!(
-        ask(&node.namespace, at(Ipv4Addr::LOCALHOST, 8080)).unwrap(),
-        two.gateway.to_string()
-    );
-    assert_eq!(
-        ask(&b, at(two.gateway, 8080)).unwrap(),
-        two.gateway.to_string()
-    );
+    assert_eq!(ask(&a, at(two.gateway, 8080)).unwrap(), one.address.to_string());
+    assert_eq!(ask(&node.namespace, at(Ipv4Addr::LOCALHOST, 8080)).unwrap(), two.gateway.to_string());
+    assert_eq!(ask(&b, at(two.gateway, 8080)).unwrap(), two.gateway.to_string());
     // Nobody else may have it, and a failed setup leaves nothing behind.
     let c = NetNs::create().unwrap();
-    let taken = node
-        .network
-        .setup("pod-c", c.as_fd(), "eth0", std::slice::from_ref(&port))
-        .unwrap_err();
-    assert_eq!(
-        taken.to_string(),
-        "host port 8080/TCP is already used by container pod-b"
-    );
+    let taken = node.network.setup("pod-c", c.as_fd(), "eth0", std::slice::from_ref(&port)).unwrap_err();
+    assert_eq!(taken.to_string(), "host port 8080/TCP is already used by container pod-b");
     assert_eq!(node.network.attachments().unwrap().len(), 2);
 
     // A restarted daemon finds everything working and goes on.
     let again = Node::open(&node.namespace, &node.data_dir);
-    assert_eq!(
-        ask(&a, at(two.gateway, 8080)).unwrap(),
-        one.address.to_string()
-    );
+    assert_eq!(ask(&a, at(two.gateway, 8080)).unwrap(), one.address.to_string());
     again.check("pod-b", b.as_fd(), "eth0").unwrap();
     again.teardown("pod-b", "eth0").unwrap();
     again.teardown("pod-b", "eth0").unwrap();
@@ -156,15 +112,7 @@ fn reach(node: &Node) {
     node.network.collect_garbage(&HashSet::new()).unwrap();
     assert_eq!(node.network.attachments().unwrap(), []);
     let mut links = Links::open_in(node.namespace.as_fd()).unwrap();
-    assert_eq!(
-        links
-            .list()
-            .unwrap()
-            .iter()
-            .filter(|link| link.kind == "veth")
-            .count(),
-        0
-    );
+    assert_eq!(links.list().unwrap().iter().filter(|link| link.kind == "veth").count(), 0);
 }
 
 #[test]
@@ -182,36 +130,20 @@ fn a_repeated_setup_takes_over_what_is_there() {
 #[test]
 fn udp_host_ports_answer_and_move() {
     let node = Node::new("udp");
-    let port = HostPort {
-        host_ip: None,
-        host_port: 5353,
-        container_port: 53,
-        protocol: Protocol::Udp,
-    };
+    let port = HostPort { host_ip: None, host_port: 5353, container_port: 53, protocol: Protocol::Udp };
     let client = NetNs::create().unwrap();
-    let from = node
-        .network
-        .setup("client", client.as_fd(), "eth0", &[])
-        .unwrap();
-    let socket = client
-        .run(|| UdpSocket::bind("0.0.0.0:0").unwrap())
-        .unwrap();
-    socket
-        .set_read_timeout(Some(Duration::from_secs(2)))
-        .unwrap();
+    let from = node.network.setup("client", client.as_fd(), "eth0", &[]).unwrap();
+    let socket = client.run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     let mut answers = Vec::new();
     for name in ["pod-a", "pod-b"] {
         let pod = NetNs::create().unwrap();
-        node.network
-            .setup(name, pod.as_fd(), "eth0", std::slice::from_ref(&port))
-            .unwrap();
+        node.network.setup(name, pod.as_fd(), "eth0", std::slice::from_ref(&port)).unwrap();
         let server = pod.run(|| UdpSocket::bind("0.0.0.0:53").unwrap()).unwrap();
         // The same client socket: without forgetting its flow it would go on to the first pod.
         socket.send_to(b"?", at(from.gateway, 5353)).unwrap();
         let mut buffer = [0; 16];
-        server
-            .set_read_timeout(Some(Duration::from_secs(2)))
-            .unwrap();
+        server.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         let (_, peer) = server.recv_from(&mut buffer).unwrap();
         server.send_to(name.as_bytes(), peer).unwrap();
         let (len, source) = socket.recv_from(&mut buffer).unwrap();
@@ -231,18 +163,10 @@ fn pods_started_at_once_get_different_addresses() {
             .zip(&pods)
             .map(|(n, pod)| {
                 let network = &node.network;
-                scope.spawn(move || {
-                    network
-                        .setup(&format!("pod-{n}"), pod.as_fd(), "eth0", &[])
-                        .unwrap()
-                        .address
-                })
+                scope.spawn(move || network.setup(&format!("pod-{n}"), pod.as_fd(), "eth0", &[]).unwrap().address)
             })
             .collect();
-        setups
-            .into_iter()
-            .map(|setup| setup.join().unwrap())
-            .collect()
+        setups.into_iter().map(|setup| setup.join().unwrap()).collect()
     });
     assert_eq!(addresses.len(), 20);
 }
