@@ -5,6 +5,8 @@
 
 mod apt;
 mod bench;
+#[cfg(test)]
+mod conformance;
 mod images;
 #[cfg(test)]
 mod layers;

@@ -20,7 +20,7 @@ const PROGRAMS: [(&str, &str); 6] = [
 ];
 /// The kubectl versions that the tests run, and the Debian suite that has each.
 const KUBECTLS: [(&str, &str); 2] = [("1.36", "sid"), ("1.32", "trixie")];
-const CARGO_DENY: &str = "0.20";
+const CARGO_DENY: &str = "0.20.2";
 
 /// Installs packages for the programs that are missing.
 pub(crate) fn programs() -> Result<()> {

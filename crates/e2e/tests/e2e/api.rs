@@ -286,6 +286,11 @@ fn applying() {
         let diff = kubectl.feed(&["diff", "-f", "-"], &changed);
         assert_eq!(diff.code, Some(1), "{diff:?}");
         assert!(diff.stdout.contains("-  replicas: 2\n+  replicas: 3\n"), "{}", diff.stdout);
+        assert!(
+            diff.stdout.contains("image: nginx:1.20") && diff.stdout.contains("image: nginx:1.21"),
+            "{}",
+            diff.stdout
+        );
         assert_eq!(kubectl.apply(&changed), "deployment.apps/web configured\n");
         assert_eq!(kubectl.path(&["deployment", "web"], "{.spec.replicas}").unwrap(), "3");
         // A field that is not in the manifest any more goes away.
