@@ -9,7 +9,7 @@ use crate::shell;
 /// Crates of one layer, from the bottom. Within a layer, only what `FRIENDS` names is used.
 const LAYERS: [(&str, &[&str]); 6] = [
     ("base", &["skiff-base"]),
-    ("api", &["skiff-api"]),
+    ("api", &["skiff-api", "skiff-descriptions"]),
     (
         "machinery",
         &[
