@@ -46,8 +46,8 @@ fn example_1(kubectl: &Kubectl) {
         .prints(&["deployment.apps/hello-world scaled"]);
     let pods = eventually(PATIENCE, || {
         let pods = kubectl.run(&["get", "pods", "--no-headers"]).result()?;
-        let running =
-            pods.lines().filter(|line| line.starts_with("hello-world-") && line.contains("1/1     Running   0"));
+        let is_running = |line: &&str| line.split_whitespace().skip(1).take(3).eq(["1/1", "Running", "0"]);
+        let running = pods.lines().filter(|line| line.starts_with("hello-world-")).filter(is_running);
         check(running.count() == 3, || pods.clone())?;
         Ok(pods)
     });
