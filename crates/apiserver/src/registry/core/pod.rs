@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use skiff_api::validation::{Faults, FieldError};
 
-use super::pod_spec;
+use super::{default_field, pod_spec};
 use crate::{
     object::plain_field,
     registry::{
@@ -17,6 +17,8 @@ pub(crate) static STRATEGY: Strategy = Strategy {
     defaults: |o| {
         if o["spec"].is_object() {
             pod_spec::defaults(&mut o["spec"]);
+            // Upstream gives this one to pods, not to templates.
+            default_field(&mut o["spec"], "enableServiceLinks", true);
         }
     },
     prepare_create: |o| {

@@ -29,7 +29,6 @@ pub(crate) fn defaults(spec: &mut Value) {
     default_field(spec, "schedulerName", "default-scheduler");
     default_field(spec, "terminationGracePeriodSeconds", GRACE_S);
     default_field(spec, "securityContext", json!({}));
-    default_field(spec, "enableServiceLinks", true);
     // Both names of the account are kept alike.
     if let Some(name) = spec["serviceAccountName"].as_str().or(spec["serviceAccount"].as_str()).map(str::to_owned)
         && !name.is_empty()
