@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http::{HeaderMap, Response, header};
 use serde_json::{Value, json};
-use skiff_api::{Kind, Status, decode, patch, protobuf};
+use skiff_api::{Kind, Status, decode, patch, protobuf, validation::FieldError};
 use skiff_store::Revision;
 
 use crate::{
@@ -201,6 +201,11 @@ impl Continue {
     }
 }
 
+/// 422 for options of a list or watch.
+fn invalid_list_options(fault: FieldError) -> Status {
+    Status::invalid("meta.k8s.io", "ListOptions", "", &[fault])
+}
+
 /// Checks that the field selector names only what can be selected.
 fn check_fields(asked: &Asked<'_>, options: &ListOptions) -> Result<(), Status> {
     for (path, ..) in &options.filter.fields.terms {
@@ -221,38 +226,23 @@ pub async fn list(asked: &Asked<'_>) -> Result<Response<Body>, Status> {
     let status = |e: CacheError| cache_status(&e);
     if let Some(how) = &options.resource_version_match {
         if options.resource_version.is_none() {
-            return Err(Status::invalid(
-                "meta.k8s.io",
-                "ListOptions",
-                "",
-                &[skiff_api::validation::FieldError::forbidden(
-                    "resourceVersionMatch",
-                    "resourceVersionMatch is forbidden unless resourceVersion is provided",
-                )],
-            ));
+            return Err(invalid_list_options(FieldError::forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            )));
         }
         if !["Exact", "NotOlderThan"].contains(&how.as_str()) {
-            return Err(Status::invalid(
-                "meta.k8s.io",
-                "ListOptions",
-                "",
-                &[skiff_api::validation::FieldError::not_supported(
-                    "resourceVersionMatch",
-                    how.as_str(),
-                    &["Exact", "NotOlderThan"],
-                )],
-            ));
+            return Err(invalid_list_options(FieldError::not_supported(
+                "resourceVersionMatch",
+                how.as_str(),
+                &["Exact", "NotOlderThan"],
+            )));
         }
         if how == "Exact" && options.resource_version == Some(0) {
-            return Err(Status::invalid(
-                "meta.k8s.io",
-                "ListOptions",
-                "",
-                &[skiff_api::validation::FieldError::forbidden(
-                    "resourceVersionMatch",
-                    "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
-                )],
-            ));
+            return Err(invalid_list_options(FieldError::forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+            )));
         }
     }
     let listed = match options.continue_token.take() {
@@ -315,15 +305,10 @@ pub async fn watch(asked: &Asked<'_>) -> Result<Response<Body>, Status> {
         (None, Some(_)) => false,
     };
     if options.send_initial_events.is_some() && options.resource_version_match.as_deref() != Some("NotOlderThan") {
-        return Err(Status::invalid(
-            "meta.k8s.io",
-            "ListOptions",
-            "",
-            &[skiff_api::validation::FieldError::forbidden(
-                "resourceVersionMatch",
-                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-            )],
-        ));
+        return Err(invalid_list_options(FieldError::forbidden(
+            "resourceVersionMatch",
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        )));
     }
     let mut first = Vec::new();
     let started: Result<CacheWatch, CacheError> = if initial {

@@ -4,7 +4,6 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow};
@@ -17,9 +16,6 @@ use skiff_pki::Kubeconfig;
 use skiff_store::{Embedded, Store};
 
 use crate::certificates::{Certificates, choose_provider};
-
-/// How often the history of the store is forgotten, upstream's interval.
-const COMPACTION_INTERVAL: Duration = Duration::from_secs(300);
 
 /// What a control plane is told.
 pub(crate) struct Options {
@@ -65,7 +61,7 @@ pub(crate) async fn start(options: Options) -> Result<ControlPlane> {
     std::fs::create_dir_all(&store_dir).with_context(|| format!("cannot make {}", store_dir.display()))?;
     let store: Arc<dyn Store> =
         Arc::new(Embedded::open(store_dir.join("state.redb"), &skiff_store::Options::default())?);
-    tokio::spawn(skiff_store::compact_periodically(store.clone(), COMPACTION_INTERVAL));
+    tokio::spawn(skiff_store::compact_periodically(store.clone(), skiff_store::DEFAULT_COMPACTION_PERIOD));
 
     let (private, public) = &certificates.token_key;
     let server = ApiServer::start(Config {

@@ -59,7 +59,7 @@ impl Node {
 
 /// The name of the image that is this program.
 pub(crate) fn builtin_image() -> String {
-    format!("skiff.local/skiff:{}", env!("CARGO_PKG_VERSION"))
+    format!("{}:{}", skiff_images::BUILTIN_REPOSITORY, env!("CARGO_PKG_VERSION"))
 }
 
 /// Opens the image store, with the image that is this program in it.
