@@ -5,15 +5,19 @@
 
 mod files;
 mod kubeconfig;
+mod subject;
 
 use std::net::IpAddr;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::pem::PemObject as _;
-use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
+use x509_parser::{
+    extensions::{GeneralName, ParsedExtension},
+    prelude::{FromDer, X509Certificate, X509CertificationRequest},
+};
 
 pub use self::{
     files::{load_or_create, read, write_private, write_public},
@@ -149,25 +153,27 @@ impl Authority {
         Ok(Pair { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
     }
 
-    /// Signs a request of somebody else's key. Only subject and names are taken from it.
-    ///
-    /// A request with several organizations is refused: the certificate library keeps only one, and a user
-    /// without his groups is worse than none.
+    /// Signs a request of somebody else's key, after checking that whoever asks has it. Subject and names are taken
+    /// over as they stand, and nothing else: a user is in all groups (O=) that the request names.
     pub fn sign(&self, request_pem: &str, wanted: Usage, days: i64) -> Result<String, Error> {
-        let mut request =
-            CertificateSigningRequestParams::from_pem(request_pem).map_err(|e| Error::Request(e.to_string()))?;
+        let invalid = |e: &dyn std::fmt::Display| Error::Request(e.to_string());
         let der = rustls_pki_types::CertificateSigningRequestDer::from_pem_slice(request_pem.as_bytes())
-            .map_err(|e| Error::Request(e.to_string()))?;
-        let (_, parsed) = X509CertificationRequest::from_der(&der).map_err(|e| Error::Request(e.to_string()))?;
-        if parsed.certification_request_info.subject.iter_organization().count() > 1 {
-            return Err(Error::Request("more than one organization (O=) is not supported".into()));
-        }
-        usage(&mut request.params, wanted);
-        request.params.is_ca = IsCa::NoCa;
-        request.params.serial_number = Some(serial());
-        lifetime(&mut request.params, days);
-        let fault = |source| Error::Certificate { name: "the request".into(), source };
-        Ok(request.signed_by(&self.issuer).map_err(fault)?.pem())
+            .map_err(|e| invalid(&e))?;
+        let (_, parsed) = X509CertificationRequest::from_der(&der).map_err(|e| invalid(&e))?;
+        parsed.verify_signature().map_err(|e| invalid(&e))?;
+        let asked = &parsed.certification_request_info;
+        let key = SubjectPublicKeyInfo::from_der(asked.subject_pki.raw).map_err(|e| invalid(&e))?;
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = names(&parsed)?;
+        params.distinguished_name = DistinguishedName::new();
+        usage(&mut params, wanted);
+        params.is_ca = IsCa::NoCa;
+        params.serial_number = Some(serial());
+        lifetime(&mut params, days);
+        let fault = |source| Error::Certificate { name: asked.subject.to_string(), source };
+        let unnamed = params.signed_by(&key, &self.issuer).map_err(fault)?;
+        let named = subject::put(unnamed.der(), asked.subject.as_raw(), self.issuer.key()).map_err(fault)?;
+        Ok(pem::encode(&pem::Pem::new("CERTIFICATE", named)))
     }
 
     /// Whether a certificate ends soon, or is none of this authority's.
@@ -183,6 +189,29 @@ impl Authority {
         }
         ends_soon(certificate_pem)
     }
+}
+
+/// The names beside the subject that a request asks for.
+fn names(request: &X509CertificationRequest<'_>) -> Result<Vec<SanType>, Error> {
+    let mut found = Vec::new();
+    let text = |name: &str| name.try_into().map_err(|e: rcgen::Error| Error::Request(e.to_string()));
+    for extension in request.requested_extensions().into_iter().flatten() {
+        let ParsedExtension::SubjectAlternativeName(asked) = extension else { continue };
+        for name in &asked.general_names {
+            found.push(match name {
+                GeneralName::DNSName(name) => SanType::DnsName(text(name)?),
+                GeneralName::RFC822Name(name) => SanType::Rfc822Name(text(name)?),
+                GeneralName::URI(name) => SanType::URI(text(name)?),
+                GeneralName::IPAddress(bytes) => {
+                    let four = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
+                    let address = four.or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from));
+                    SanType::IpAddress(address.map_err(|_| Error::Request("an address of a wrong length".into()))?)
+                }
+                other => return Err(Error::Request(format!("a name of an unknown kind: {other}"))),
+            });
+        }
+    }
+    Ok(found)
 }
 
 fn usage(params: &mut CertificateParams, usage: Usage) {
@@ -269,5 +298,51 @@ mod tests {
         let (_, cert) = X509Certificate::from_der(&der).unwrap();
         assert_eq!(cert.subject().iter_common_name().next().unwrap().as_str().unwrap(), "system:node:a");
         assert!(ca.sign("garbage", Usage::Client, 1).is_err());
+    }
+
+    /// `openssl req -subj` makes a set of names for each group; Go's library puts all groups into one set.
+    #[test]
+    fn all_groups_of_a_request_are_kept() {
+        let (ca, _) = Authority::generate("test").unwrap();
+        let key = KeyPair::generate().unwrap();
+        for together in [false, true] {
+            let subject = yasna::construct_der(|w| {
+                let attribute = |w: yasna::DERWriter<'_>, last: u64, value: &str| {
+                    w.write_sequence(|w| {
+                        w.next().write_oid(&yasna::models::ObjectIdentifier::from_slice(&[2, 5, 4, last]));
+                        w.next().write_utf8_string(value);
+                    });
+                };
+                w.write_sequence(|w| {
+                    for set in if together { vec![vec!["dev", "ops"]] } else { vec![vec!["dev"], vec!["ops"]] } {
+                        w.next().write_set(|w| {
+                            for group in set {
+                                attribute(w.next(), 10, group);
+                            }
+                        });
+                    }
+                    w.next().write_set(|w| attribute(w.next(), 3, "jane"));
+                });
+            });
+            let plain = CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
+            let request =
+                subject::put_into_request(plain.serialize_request(&key).unwrap().der(), &subject, &key).unwrap();
+            let request = pem::encode(&pem::Pem::new("CERTIFICATE REQUEST", request));
+            let signed = der(&ca.sign(&request, Usage::Client, 1).unwrap()).unwrap();
+            let (_, certificate) = X509Certificate::from_der(&signed).unwrap();
+            let groups: Vec<_> = certificate.subject().iter_organization().map(|o| o.as_str().unwrap()).collect();
+            assert_eq!(groups, ["dev", "ops"]);
+            assert_eq!(certificate.subject().iter_common_name().next().unwrap().as_str().unwrap(), "jane");
+            let names = certificate.subject_alternative_name().unwrap().unwrap();
+            assert_eq!(names.value.general_names, [GeneralName::DNSName("a.example")]);
+            let authority = der(ca.certificate_pem()).unwrap();
+            let (_, authority) = X509Certificate::from_der(&authority).unwrap();
+            certificate.verify_signature(Some(authority.public_key())).unwrap();
+        }
+        // Whoever asks has to have the key.
+        let mut forged = signing_request("jane", None, None).unwrap().1;
+        let other = signing_request("root", None, None).unwrap().1;
+        forged.replace_range(200.., &other[200..]);
+        assert!(ca.sign(&forged, Usage::Client, 1).is_err());
     }
 }
