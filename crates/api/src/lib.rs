@@ -9,6 +9,7 @@ pub mod protobuf;
 pub mod quantity;
 pub mod selector;
 pub mod status;
+pub mod storage;
 pub mod validation;
 
 pub use kinds::Kind;

@@ -7,6 +7,7 @@ mod node_restriction;
 mod pod_defaults;
 mod rbac_escalation;
 mod service_account;
+mod storage;
 
 use std::sync::Arc;
 
@@ -68,6 +69,10 @@ impl Admission {
         if a.creates("", "nodes") {
             node_restriction::taint_new_node(value);
         }
+        if a.operation == Operation::Create && a.resource.group.is_empty() {
+            storage::default_class(self, a, value).await?;
+            storage::protect(a, value);
+        }
         let _ = old;
         Ok(())
     }
@@ -77,6 +82,7 @@ impl Admission {
         namespace_lifecycle::protect(a)?;
         node_restriction::admit(a, value, old)?;
         rbac_escalation::admit(self, a, value, old)?;
+        storage::resize(self, a, value, old).await?;
         Ok(())
     }
 }

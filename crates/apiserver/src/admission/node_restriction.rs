@@ -2,7 +2,7 @@
 //! taint that keeps pods off a node that has not reported yet (TaintNodesByCondition).
 
 use serde_json::{Value, json};
-use skiff_api::Status;
+use skiff_api::{Status, storage};
 
 use super::{Attributes, Operation};
 
@@ -40,6 +40,28 @@ pub(super) fn admit(a: &Attributes<'_>, value: &Value, old: Option<&Value>) -> R
             }
             _ => Ok(()),
         },
+        // A node says that it has removed a volume's directory by taking its finalizer away, and no more.
+        ("", "persistentvolumes") => {
+            let rest = |volume: &Value| {
+                let mut volume = volume.clone();
+                if let Some(meta) = volume["metadata"].as_object_mut() {
+                    meta.retain(|k, _| !["finalizers", "managedFields", "resourceVersion"].contains(&k.as_str()));
+                }
+                volume
+            };
+            let others = |volume: &Value| {
+                let list = volume["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+                list.into_iter().filter(|f| f != storage::DIRECTORY_FINALIZER).collect::<Vec<_>>()
+            };
+            match old.filter(|old| {
+                old["metadata"]["labels"][storage::NODE_LABEL] == node
+                    && rest(old) == rest(value)
+                    && others(old) == others(value)
+            }) {
+                Some(_) => Ok(()),
+                None => Err(a.refuse(format!("node {node:?} can only remove the finalizer of its own volumes"))),
+            }
+        }
         ("coordination.k8s.io", "leases") => {
             if a.namespace != "kube-node-lease" {
                 Err(a.refuse("can only access leases in the \"kube-node-lease\" system namespace"))

@@ -139,7 +139,9 @@ fn node() -> Vec<Value> {
         rule(&["patch", "update"], &[""], &["pods/status"]),
         rule(&["create"], &[""], &["pods/eviction"]),
         rule(READ, &[""], &["configmaps", "secrets"]),
-        rule(&["get"], &[""], &["persistentvolumeclaims", "persistentvolumes"]),
+        rule(READ, &[""], &["persistentvolumeclaims", "persistentvolumes"]),
+        // Directories of local volumes are removed by their node.
+        rule(&["patch"], &[""], &["persistentvolumes"]),
         rule(&["patch", "update", "get"], &[""], &["persistentvolumeclaims/status"]),
         rule(&["get"], &[""], &["endpoints"]),
         rule(&["create", "get", "list", "watch"], &["certificates.k8s.io"], &["certificatesigningrequests"]),

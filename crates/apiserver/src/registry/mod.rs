@@ -14,12 +14,14 @@ mod discovery;
 mod networking;
 mod rbac;
 mod scheduling;
+mod storage;
 
 use std::{collections::HashMap, sync::Arc};
 
 use skiff_api::kinds::{KINDS, Kind, Storage};
 use skiff_store::Store;
 
+pub(crate) use self::storage::storageclass::is_default as is_default_storage_class;
 pub use self::strategy::Strategy;
 use crate::{
     cache::Cache,
@@ -54,6 +56,11 @@ pub fn strategy(kind: &Kind) -> &'static Strategy {
         ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => &rbac::role::STRATEGY,
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => &rbac::rolebinding::STRATEGY,
         ("scheduling.k8s.io", _) => &scheduling::priorityclass::STRATEGY,
+        ("storage.k8s.io", "CSIDriver") => &storage::csidriver::STRATEGY,
+        ("storage.k8s.io", "CSINode") => &storage::csinode::STRATEGY,
+        ("storage.k8s.io", "StorageClass") => &storage::storageclass::STRATEGY,
+        ("storage.k8s.io", "VolumeAttachment") => &storage::volumeattachment::STRATEGY,
+        ("storage.k8s.io", "VolumeAttributesClass") => &storage::volumeattributesclass::STRATEGY,
         _ => &strategy::DEFAULT,
     }
 }

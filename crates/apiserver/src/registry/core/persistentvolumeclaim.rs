@@ -1,6 +1,12 @@
 //! PersistentVolumeClaim.
 
 use serde_json::{Value, json};
+use skiff_api::{
+    names,
+    quantity::Quantity,
+    selector,
+    validation::{Faults, FieldError},
+};
 
 use super::{default_field, object_mut};
 use crate::registry::{
@@ -16,6 +22,8 @@ pub(crate) static STRATEGY: Strategy = Strategy {
         default_field(object_mut(o, "status"), "phase", "Pending");
     },
     prepare_create: |o| o["status"] = json!({"phase": "Pending"}),
+    validate: |o, faults| validate_spec(&o["spec"], "spec", faults),
+    validate_update,
     columns: &[
         name_col(),
         col("Status"),
@@ -55,4 +63,155 @@ pub(super) fn access_modes(modes: &Value) -> Value {
     let names =
         [("ReadWriteOnce", "RWO"), ("ReadOnlyMany", "ROX"), ("ReadWriteMany", "RWX"), ("ReadWriteOncePod", "RWOP")];
     names.iter().filter(|(m, _)| has(m)).map(|(_, s)| *s).collect::<Vec<_>>().join(",").into()
+}
+
+const ACCESS_MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+
+/// Access modes of claims and volumes; `missing` is what is said if there are none.
+pub(super) fn validate_access_modes(modes: &Value, missing: &str, faults: &mut Faults) {
+    let at = "spec.accessModes";
+    let modes = modes.as_array().map(Vec::as_slice).unwrap_or_default();
+    if modes.is_empty() {
+        faults.required(at, missing);
+    }
+    for mode in modes {
+        faults.one_of(at, mode.as_str().unwrap_or_default(), &ACCESS_MODES);
+    }
+    if modes.len() > 1 && modes.iter().any(|m| m == "ReadWriteOncePod") {
+        faults.push(FieldError::forbidden(at, "may not use ReadWriteOncePod with other access modes"));
+    }
+}
+
+/// A size must be more than nothing.
+pub(super) fn validate_size(size: &Value, at: &str, faults: &mut Faults) {
+    let text = size.as_str().unwrap_or_default();
+    if text.parse::<Quantity>().is_ok_and(|q| q.is_zero() || q.is_negative()) {
+        faults.invalid(at, text, "must be greater than zero");
+    }
+}
+
+/// The spec of a claim, also of one in a template.
+pub(crate) fn validate_spec(spec: &Value, at: &str, faults: &mut Faults) {
+    let start = faults.0.len();
+    validate_access_modes(&spec["accessModes"], "at least 1 access mode is required", faults);
+    if at != "spec" {
+        for fault in &mut faults.0[start..] {
+            fault.field = fault.field.replacen("spec", at, 1);
+        }
+    }
+    if spec["selector"].is_object()
+        && let Err(error) = selector::LabelSelector::from_value(&spec["selector"])
+    {
+        faults.invalid(format!("{at}.selector"), spec["selector"].clone(), error.to_string());
+    }
+    let size = &spec["resources"]["requests"]["storage"];
+    match size.is_null() {
+        true => faults.required(format!("{at}.resources[storage]"), ""),
+        false => validate_size(size, &format!("{at}.resources[storage]"), faults),
+    }
+    let class = spec["storageClassName"].as_str().unwrap_or_default();
+    if !class.is_empty() {
+        faults.rule(&format!("{at}.storageClassName"), class, names::dns1123_subdomain(class));
+    }
+    if let Some(mode) = spec["volumeMode"].as_str() {
+        faults.one_of(&format!("{at}.volumeMode"), mode, &["Block", "Filesystem"]);
+    }
+}
+
+const IMMUTABLE: &str =
+    "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
+
+fn validate_update(new: &Value, old: &Value, faults: &mut Faults) {
+    let (now, before) = (&new["spec"], &old["spec"]);
+    let is_bound = old["status"]["phase"] == "Bound";
+    let unset = |v: &Value| v.as_str().is_none_or(str::is_empty);
+    let mut allowed = now.clone();
+    let mut keep = |field: &str| match before.get(field) {
+        Some(v) => allowed[field] = v.clone(),
+        None => {
+            if let Some(map) = allowed.as_object_mut() {
+                map.shift_remove(field);
+            }
+        }
+    };
+    // The binder names the volume, once.
+    if unset(&before["volumeName"]) {
+        keep("volumeName");
+        // A class may be given later, while there is no volume.
+        if before["storageClassName"].is_null() {
+            keep("storageClassName");
+        }
+    }
+    if is_bound {
+        keep("resources");
+        keep("volumeAttributesClassName");
+        // Of the resources only the requests.
+        if now["resources"]["limits"] != before["resources"]["limits"] {
+            allowed["resources"]["limits"] = now["resources"]["limits"].clone();
+        }
+    }
+    if allowed != *before {
+        faults.push(FieldError::forbidden("spec", IMMUTABLE));
+    }
+    let size = |v: &Value| v.as_str().and_then(|s| s.parse::<Quantity>().ok());
+    let (wanted, asked) =
+        (size(&now["resources"]["requests"]["storage"]), size(&before["resources"]["requests"]["storage"]));
+    let has = size(&old["status"]["capacity"]["storage"]);
+    // A claim whose expansion failed may ask for less again, but for no less than it has.
+    if is_bound && wanted < asked && wanted <= has {
+        let at = "spec.resources.requests.storage";
+        faults.push(FieldError::forbidden(at, "field can not be less than status.capacity"));
+    }
+    if now["volumeMode"] != before["volumeMode"] {
+        faults.invalid("spec.volumeMode", now["volumeMode"].clone(), "field is immutable");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn update(change: impl Fn(&mut Value), phase: &str) -> Vec<String> {
+        let old = json!({
+            "spec": {"accessModes": ["ReadWriteOnce"], "volumeMode": "Filesystem", "resources": {"requests": {"storage": "2Gi"}}},
+            "status": {"phase": phase, "capacity": {"storage": "2Gi"}},
+        });
+        let mut new = old.clone();
+        change(&mut new);
+        let mut faults = Faults::default();
+        validate_update(&new, &old, &mut faults);
+        faults.0.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_a_claim_needs() {
+        let mut faults = Faults::default();
+        validate_spec(&json!({"volumeMode": "Filesystem"}), "spec", &mut faults);
+        let texts: Vec<String> = faults.0.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "spec.accessModes: Required value: at least 1 access mode is required",
+                "spec.resources[storage]: Required value"
+            ]
+        );
+        let mut faults = Faults::default();
+        let spec = json!({"accessModes": ["ReadWriteOncePod", "x"], "resources": {"requests": {"storage": "0"}}});
+        validate_spec(&spec, "spec", &mut faults);
+        assert_eq!(faults.0.len(), 3, "{faults:?}");
+    }
+
+    #[test]
+    fn only_the_size_changes_and_only_upwards() {
+        let size = |to: &'static str| move |o: &mut Value| o["spec"]["resources"]["requests"]["storage"] = to.into();
+        let immutable = format!("spec: Forbidden: {IMMUTABLE}");
+        assert!(update(size("3Gi"), "Bound").is_empty());
+        assert_eq!(update(size("3Gi"), "Pending"), [immutable.clone()]);
+        assert_eq!(
+            update(size("1Gi"), "Bound"),
+            ["spec.resources.requests.storage: Forbidden: field can not be less than status.capacity"]
+        );
+        assert!(update(|o| o["spec"]["volumeName"] = "v".into(), "Pending").is_empty());
+        assert_eq!(update(|o| o["spec"]["accessModes"] = json!(["ReadWriteMany"]), "Bound"), [immutable]);
+    }
 }

@@ -279,6 +279,16 @@ fn validate_volumes<'a>(spec: &'a Value, at: &str, faults: &mut Faults) -> Vec<&
                 faults.required(format!("{here}.{source}.{required}"), "");
             }
         }
+        if v["ephemeral"].is_object() {
+            let at = format!("{here}.ephemeral.volumeClaimTemplate");
+            match &v["ephemeral"]["volumeClaimTemplate"] {
+                Value::Object(template) => {
+                    let claim = template.get("spec").unwrap_or(&Value::Null);
+                    super::persistentvolumeclaim::validate_spec(claim, &format!("{at}.spec"), faults);
+                }
+                _ => faults.required(at, ""),
+            }
+        }
         if let Some(path) = v["hostPath"]["path"].as_str()
             && path.split('/').any(|p| p == "..")
         {
