@@ -5,7 +5,7 @@ mod images;
 mod ready;
 
 pub use create::{CreateOptions, Created};
-pub use images::Loaded;
+pub use images::{Loaded, load_into_this_machine};
 
 use std::{
     fs::{self, File},
@@ -326,16 +326,15 @@ impl Clusters {
 
     /// A request to the daemon of a node.
     pub fn ask(&self, name: &str, node: &str, request: &Request) -> Result<Answer> {
-        self.ask_with(name, node, request, &mut io::empty())
+        ask(node, &self.home.inside(name, node, CONTROL_SOCKET), request, &mut io::empty())
     }
+}
 
-    fn ask_with(&self, name: &str, node: &str, request: &Request, body: &mut dyn io::Read) -> Result<Answer> {
-        let socket = self.home.inside(name, node, CONTROL_SOCKET);
-        let answer = control::ask(&socket, request, body).map_err(Error::io(format!("talk to node {node}")))?;
-        match answer {
-            Answer::Error(message) => Err(Error::Daemon { node: node.to_owned(), message }),
-            answer => Ok(answer),
-        }
+/// Asks a node's daemon by its control socket.
+fn ask(node: &str, socket: &Path, request: &Request, body: &mut dyn io::Read) -> Result<Answer> {
+    match control::ask(socket, request, body).map_err(Error::io(format!("talk to node {node}")))? {
+        Answer::Error(message) => Err(Error::Daemon { node: node.to_owned(), message }),
+        answer => Ok(answer),
     }
 }
 

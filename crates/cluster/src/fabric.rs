@@ -120,6 +120,9 @@ fn quiet_forwarding() -> Result<()> {
     sysctl::set("net/ipv4/ip_forward", "1")?;
     sysctl::set("net/ipv4/conf/all/send_redirects", "0")?;
     sysctl::set("net/ipv4/conf/default/send_redirects", "0")?;
+    // What cannot be reached answers each time: the kernel's one "unreachable" in a second for each sender leaves
+    // every other connection of a pod to its time-out.
+    sysctl::set("net/ipv4/icmp_ratelimit", "0")?;
     let bridge_netfilter = "net/bridge/bridge-nf-call-iptables";
     if sysctl::is_on(bridge_netfilter) {
         sysctl::set(bridge_netfilter, "0")?;

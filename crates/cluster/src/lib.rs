@@ -33,7 +33,7 @@ pub mod progress;
 pub mod record;
 pub mod spec;
 
-pub use clusters::{Clusters, CreateOptions};
+pub use clusters::{Clusters, CreateOptions, load_into_this_machine};
 pub use error::{Error, Result};
 pub use home::Home;
 pub use node_config::NodeConfig;

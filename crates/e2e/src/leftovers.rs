@@ -46,6 +46,17 @@ pub fn cgroups(name: &str) -> Vec<String> {
     found
 }
 
+/// Removes a cgroup and those below it, as far as nothing runs in them any more.
+pub fn remove_cgroups(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroups(&entry.path());
+        }
+    }
+    // Whoever asks looks again.
+    let _ = fs::remove_dir(folder);
+}
+
 /// Kills all processes that belong to a home.
 pub fn kill(home: &Path) {
     for (pid, _) in processes(home) {

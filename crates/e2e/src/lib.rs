@@ -13,6 +13,7 @@ pub mod home;
 pub mod host;
 pub mod kubectl;
 pub mod leftovers;
+pub mod machine;
 pub mod server;
 pub mod wait;
 
@@ -20,5 +21,6 @@ pub use cluster::Cluster;
 pub use command::Output;
 pub use home::Home;
 pub use kubectl::{Kubectl, Version};
+pub use machine::{Machine, Wire};
 pub use server::Server;
 pub use wait::eventually;

@@ -1,9 +1,10 @@
 use std::{fs::File, path::Path};
 
-use super::{Clusters, unexpected};
+use super::{Clusters, ask, unexpected};
 use crate::{
     Error, Result,
     control::{Answer, Request},
+    node_config::CONTROL_SOCKET,
 };
 
 /// Images that a node has got.
@@ -34,18 +35,24 @@ impl Clusters {
             });
         }
         let targets = if nodes.is_empty() { &status.running } else { nodes };
-        let action = || Error::io(format!("read {}", archive.display()));
-        let mut loaded = Vec::new();
-        for node in targets {
-            let file = File::open(archive).map_err(action())?;
-            let bytes = file.metadata().map_err(action())?.len();
-            let mut body = Counted { file, sent: 0, advance: &mut |sent| advance(node, sent) };
-            match self.ask_with(name, node, &Request::LoadImages { bytes }, &mut body)? {
-                Answer::Images(images) => loaded.push(Loaded { node: node.clone(), images }),
-                other => return Err(unexpected(node, &other)),
-            }
-        }
-        Ok(loaded)
+        let socket = |node: &str| self.home.inside(name, node, CONTROL_SOCKET);
+        targets.iter().map(|node| load(node, &socket(node), archive, &mut |sent| advance(node, sent))).collect()
+    }
+}
+
+/// Loads an image archive into the node that runs on this machine itself, by `skiff server` or `skiff agent`.
+pub fn load_into_this_machine(archive: &Path, advance: &mut dyn FnMut(u64)) -> Result<Loaded> {
+    load("this machine", Path::new(CONTROL_SOCKET), archive, advance)
+}
+
+fn load(node: &str, socket: &Path, archive: &Path, advance: &mut dyn FnMut(u64)) -> Result<Loaded> {
+    let action = || Error::io(format!("read {}", archive.display()));
+    let file = File::open(archive).map_err(action())?;
+    let bytes = file.metadata().map_err(action())?.len();
+    let mut body = Counted { file, sent: 0, advance };
+    match ask(node, socket, &Request::LoadImages { bytes }, &mut body)? {
+        Answer::Images(images) => Ok(Loaded { node: node.to_owned(), images }),
+        other => Err(unexpected(node, &other)),
     }
 }
 

@@ -8,6 +8,7 @@ mod clusters;
 mod crashes;
 mod faults;
 mod guide;
+mod machines;
 mod network;
 mod runner;
 mod shared;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
                 network::TESTS,
                 crashes::TESTS,
                 clusters::TESTS,
+                machines::TESTS,
                 api::TESTS,
                 faults::TESTS,
             ]

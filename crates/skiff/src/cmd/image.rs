@@ -18,24 +18,32 @@ pub(crate) enum ImageCommand {
         /// Only these nodes
         #[arg(long, value_name = "NODE", value_delimiter = ',')]
         nodes: Vec<String>,
+        /// Into the node that `skiff server` or `skiff agent` runs on this machine, instead of a local cluster
+        #[arg(long, conflicts_with_all = ["cluster", "nodes"])]
+        machine: bool,
     },
 }
 
 pub(crate) fn run(command: ImageCommand) -> anyhow::Result<()> {
-    let clusters = Clusters::new(Home::from_environment()?);
     match command {
-        ImageCommand::Load { archive, cluster, nodes } => {
+        ImageCommand::Load { archive, cluster, nodes, machine } => {
             let total = std::fs::metadata(&archive).map_or(0, |metadata| metadata.len());
             let mut progress = Console::default();
             let mut shown = 0;
             progress.begin(&format!("Loading {}", archive.display()));
-            let loaded = clusters.load_images(&cluster, &archive, &nodes, &mut |node, sent| {
+            let mut advance = |node: &str, sent: u64| {
                 let percent = sent.checked_mul(100).and_then(|sent| sent.checked_div(total)).unwrap_or_default();
                 if percent != shown {
                     shown = percent;
                     progress.update(&format!("Loading {} into {node}: {percent}%", archive.display()));
                 }
-            });
+            };
+            let loaded = if machine {
+                skiff_cluster::load_into_this_machine(&archive, &mut |sent| advance("this machine", sent))
+                    .map(|loaded| vec![loaded])
+            } else {
+                Clusters::new(Home::from_environment()?).load_images(&cluster, &archive, &nodes, &mut advance)
+            };
             match &loaded {
                 Ok(_) => progress.done(),
                 Err(_) => progress.failed(),
