@@ -20,6 +20,7 @@ mod http;
 mod metrics;
 mod object;
 mod openapi;
+mod openapi_v2;
 mod proxy;
 mod rbac;
 mod registry;

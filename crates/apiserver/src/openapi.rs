@@ -1,4 +1,4 @@
-//! OpenAPI v3, made from the table of fields when first asked for.
+//! OpenAPI v3, made from the table of fields when first asked for; version 2 is made of the same.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,6 +19,7 @@ use skiff_descriptions::Descriptions;
 use crate::{
     discovery,
     http::{Body, JSON, respond},
+    openapi_v2,
 };
 
 /// The documents that were made, by path such as `apis/apps/v1`. They are kept as they are mostly sent, compressed: a
@@ -44,8 +45,7 @@ impl OpenApi {
     /// The answer to a request for a document; nothing if there is none at this path.
     pub fn answer(&self, path: &str, headers: &HeaderMap) -> Option<Response<Body>> {
         let compressed = self.document(path)?;
-        let accepts = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|v| v.to_str().ok());
-        let mut response = if accepts.flat_map(|v| v.split(',')).any(|e| e.trim().split(';').next() == Some("gzip")) {
+        let mut response = if accepts_gzip(headers) {
             let mut response = respond(200, JSON, compressed);
             response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
             response
@@ -54,6 +54,25 @@ impl OpenApi {
         };
         response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
         Some(response)
+    }
+
+    /// `/openapi/v2`: everything in one document.
+    pub fn v2(headers: &HeaderMap) -> Response<Body> {
+        let mut needed = BTreeSet::new();
+        for name in [DELETE_OPTIONS, STATUS, PATCH] {
+            need(name, &mut needed);
+        }
+        let mut paths = BTreeMap::new();
+        for kind in KINDS {
+            need_kind(kind, &mut needed);
+            let mut of_kind = Map::new();
+            add_paths(kind, &mut of_kind, &mut needed);
+            paths.extend(of_kind);
+        }
+        let descriptions = Descriptions::load();
+        let definitions = needed.into_iter().filter_map(fields::lookup);
+        let definitions = definitions.map(|def| (format!("io.k8s.{}", def.name), schema(def, &descriptions)));
+        openapi_v2::answer(headers, paths.into_iter(), definitions)
     }
 
     /// A document by its path, compressed with gzip.
@@ -70,6 +89,12 @@ impl OpenApi {
         let mut made = self.made.lock();
         Some(made.entry(path.to_owned()).or_insert_with(|| packed(&document(&kinds))).clone())
     }
+}
+
+/// Whether the client takes answers compressed.
+pub fn accepts_gzip(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|v| v.to_str().ok());
+    accepted.flat_map(|v| v.split(',')).any(|e| e.trim().split(';').next() == Some("gzip"))
 }
 
 fn packed(document: &Value) -> Bytes {
@@ -96,8 +121,7 @@ fn document(kinds: &[&Kind]) -> Value {
     let mut needed = BTreeSet::new();
     let mut paths = Map::new();
     for kind in kinds {
-        need(&kind.type_name(), &mut needed);
-        need(&format!("{}List", kind.type_name()), &mut needed);
+        need_kind(kind, &mut needed);
         add_paths(kind, &mut paths, &mut needed);
     }
     for name in [DELETE_OPTIONS, STATUS, PATCH] {
@@ -116,6 +140,12 @@ fn document(kinds: &[&Kind]) -> Value {
         "paths": paths,
         "components": {"schemas": schemas},
     })
+}
+
+/// The types of a kind and of its lists.
+fn need_kind(kind: &Kind, needed: &mut BTreeSet<&'static str>) {
+    need(&kind.type_name(), needed);
+    need(&format!("{}List", kind.type_name()), needed);
 }
 
 /// The type and all that it leads to.

@@ -251,6 +251,7 @@ impl ApiServer {
             ["apis", group, version] => {
                 json_response(200, &discovery::resource_list(group, version).ok_or_else(Status::no_such_resource)?)
             }
+            ["openapi", "v2"] => OpenApi::v2(headers),
             ["openapi", "v3"] => json_response(200, &self.openapi.index()),
             ["openapi", "v3", rest @ ..] => {
                 self.openapi.answer(&rest.join("/"), headers).ok_or_else(Status::no_such_resource)?
@@ -484,7 +485,7 @@ fn root_paths() -> Value {
         paths.push(format!("/apis/{group}"));
         paths.push(format!("/apis/{group}/{version}"));
     }
-    for path in ["/healthz", "/livez", "/metrics", "/openapi/v3", "/readyz", "/version"] {
+    for path in ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"] {
         paths.push(path.into());
     }
     paths.sort();

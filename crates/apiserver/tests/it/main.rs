@@ -6,6 +6,7 @@ mod decoding;
 mod deletion;
 mod lists;
 mod objects;
+mod openapi;
 mod patches;
 mod pods;
 mod services;
