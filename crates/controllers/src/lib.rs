@@ -8,8 +8,10 @@ mod certificates;
 mod deployment;
 mod endpoints;
 mod endpointslice;
+mod ephemeralvolume;
 mod expectations;
 mod garbagecollector;
+mod localvolumes;
 mod namespace;
 mod nodeipam;
 mod nodelifecycle;
@@ -17,6 +19,8 @@ mod podgc;
 mod pods;
 mod replicaset;
 mod serviceaccount;
+mod volumebinder;
+mod volumeprotection;
 
 use std::sync::Arc;
 
@@ -80,6 +84,10 @@ pub async fn run(config: Config, informers: Informers) {
     controllers.spawn(nodelifecycle::run(informers.clone()));
     controllers.spawn(nodeipam::run(informers.clone(), config.pod_cidr));
     controllers.spawn(podgc::run(informers.clone()));
+    controllers.spawn(volumebinder::run(informers.clone()));
+    controllers.spawn(volumeprotection::run(informers.clone()));
+    controllers.spawn(ephemeralvolume::run(informers.clone()));
+    controllers.spawn(localvolumes::run(informers.clone()));
     controllers.spawn(certificates::run(informers.clone(), config.authority));
     controllers.spawn(garbagecollector::run(informers));
     while let Some(ended) = controllers.join_next().await {
