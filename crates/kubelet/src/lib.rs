@@ -18,6 +18,7 @@ mod expansion;
 mod fields;
 mod images;
 mod kubelet;
+mod local_volumes;
 mod logs;
 mod names;
 mod node;
@@ -37,7 +38,7 @@ mod worker;
 
 use std::{future::Future, sync::Arc};
 
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, Pod, Service};
 use kube::Client;
 use skiff_client::{EventRecorder, Informers, Selector};
 use skiff_cri::{Channel, ImageServiceClient, RuntimeServiceClient};
@@ -89,6 +90,8 @@ pub async fn run(
     }
     let runtime = cri::Runtime::new(runtime, images);
     let pods_of_node = informers.selected::<Pod>(Selector::fields(format!("spec.nodeName={}", config.node_name)));
+    let own_volumes = Selector::labels(format!("{}={}", skiff_api::storage::NODE_LABEL, config.node_name));
+    let local_volumes = informers.selected::<PersistentVolume>(own_volumes);
     let (network_sender, network) = watch::channel(node::unknown().network);
     let (readiness_sender, readiness) = watch::channel(node::unknown());
     let pods = Arc::new(Pods::default());
@@ -126,6 +129,7 @@ pub async fn run(
     tasks.spawn(pass_network(readiness.clone(), network_sender, kubelet.pods.clone()));
     tasks.spawn(node::run(kubelet.clone(), readiness));
     tasks.spawn(logs::rotate::run(kubelet.clone()));
+    tasks.spawn(local_volumes::run(kubelet.clone(), local_volumes));
     tasks.spawn(kubelet.clone().watch_runtime());
     tasks.spawn(kubelet.clone().watch_pods(pods_of_node));
     shutdown.await;

@@ -1,4 +1,4 @@
-//! What runs in every cluster as ordinary objects: the cluster's DNS.
+//! What is in every cluster as ordinary objects: the cluster's DNS, and the default class of storage.
 
 use anyhow::{Context as _, Result};
 use kube::{
@@ -7,6 +7,7 @@ use kube::{
     core::{ApiResource, GroupVersionKind},
 };
 use serde_json::{Value, json};
+use skiff_api::storage;
 
 /// The pods that answer names, their account, and the Service in front of them.
 fn dns(image: &str, cluster_dns: &str) -> Vec<Value> {
@@ -69,14 +70,31 @@ fn dns(image: &str, cluster_dns: &str) -> Vec<Value> {
     ]
 }
 
+/// The class that claims without one get: directories of the nodes.
+fn storage_class() -> Value {
+    json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+        "metadata": {
+            "name": storage::CLASS,
+            "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+        "provisioner": storage::PROVISIONER,
+        "reclaimPolicy": "Delete",
+        "volumeBindingMode": "WaitForFirstConsumer",
+        "allowVolumeExpansion": true,
+    })
+}
+
 /// Creates what is missing and brings the image of what is there up to date.
 pub(crate) async fn ensure(client: kube::Client, image: &str, cluster_dns: &str) -> Result<()> {
-    for object in dns(image, cluster_dns) {
+    for object in std::iter::once(storage_class()).chain(dns(image, cluster_dns)) {
         let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let kind = object["kind"].as_str().unwrap_or_default().to_owned();
         let (group, version) = object["apiVersion"].as_str().unwrap_or_default().rsplit_once('/').unwrap_or(("", "v1"));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &kind));
-        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), "kube-system", &resource);
+        let api: Api<DynamicObject> = match object["metadata"]["namespace"].as_str() {
+            Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+            None => Api::all_with(client.clone(), &resource),
+        };
         // Looked for first: creating a Service again is refused for its address, not for its name.
         if api.get_metadata_opt(&name).await.with_context(|| format!("cannot look for {kind} {name}"))?.is_some() {
             if kind == "Deployment" {

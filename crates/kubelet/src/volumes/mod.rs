@@ -4,6 +4,7 @@
 //! differs, so it can be called at any time, also by a kubelet that was started anew.
 
 mod atomic;
+mod claims;
 mod host_path;
 pub(crate) mod mounts;
 mod ownership;
@@ -23,8 +24,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::{
     authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
     core::v1::{
-        Container, EmptyDirVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource,
-        ServiceAccount, ServiceAccountTokenProjection, Volume, VolumeMount,
+        Container, EmptyDirVolumeSource, Pod, ProjectedVolumeSource, ServiceAccount, ServiceAccountTokenProjection,
+        Volume, VolumeMount,
     },
 };
 use kube::{Api, api::PostParams};
@@ -146,18 +147,14 @@ impl PodVolumes {
             let payload = self.projected(context, name, source).await?;
             return self.write(context, "projected", name, payload);
         }
-        let claim = match (&volume.persistent_volume_claim, &volume.ephemeral) {
-            (Some(source), _) => Some((source.claim_name.clone(), source.read_only == Some(true))),
-            (_, Some(_)) => Some((format!("{}-{name}", context.pod.name()), false)),
-            _ => None,
-        };
-        if let Some((claim, read_only)) = claim {
+        if let Some(source) = claims::Source::of(context.pod, volume) {
             if !self.ready.contains_key(name) {
-                let path = claimed_path(context, &claim).await?;
-                if let Some(group) = context.fs_group.filter(|_| !read_only) {
-                    ownership::set(&path, group, false, context.on_root_mismatch()).map_err(|e| e.to_string())?;
+                let claimed = source.prepare(&context.kubelet.client, context.pod).await?;
+                if let Some(group) = context.fs_group.filter(|_| !claimed.read_only && claimed.takes_group) {
+                    ownership::set(&claimed.path, group, false, context.on_root_mismatch())
+                        .map_err(|e| e.to_string())?;
                 }
-                self.insert(name, path, None, read_only);
+                self.insert(name, claimed.path, None, claimed.read_only);
             }
             return Ok(());
         }
@@ -441,32 +438,6 @@ fn empty_dir(path: &Path, source: &EmptyDirVolumeSource, fs_group: Option<u32>) 
         Some(group) => ownership::set(path, group, false, false),
         None => Ok(()),
     }
-}
-
-/// Where the volume bound to a claim is on this node.
-async fn claimed_path(context: &Context<'_>, claim_name: &str) -> Result<PathBuf, String> {
-    let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.kubelet.client.clone(), context.pod.namespace());
-    let claim = claims.get(claim_name).await.map_err(|e| api_message(&e))?;
-    let bound = claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
-    let volume_name = claim.spec.and_then(|s| s.volume_name).filter(|n| bound && !n.is_empty());
-    let volume_name = volume_name.ok_or("PVC is not bound")?;
-    let volumes: Api<PersistentVolume> = Api::all(context.kubelet.client.clone());
-    let spec = volumes.get(&volume_name).await.map_err(|e| api_message(&e))?.spec.unwrap_or_default();
-    if let Some(source) = &spec.host_path {
-        let mut kind = source.type_.as_deref().unwrap_or_default();
-        if kind.is_empty() {
-            kind = "DirectoryOrCreate";
-        }
-        host_path::check(&source.path, kind)?;
-        return Ok(PathBuf::from(&source.path));
-    }
-    if let Some(source) = &spec.local {
-        return match fs::metadata(&source.path) {
-            Ok(_) => Ok(PathBuf::from(&source.path)),
-            Err(_) => Err(format!("path {:?} does not exist", source.path)),
-        };
-    }
-    Err(format!("persistent volume {volume_name:?} is of a type that is not supported on this node"))
 }
 
 fn kind_of(volume: &Volume) -> String {
