@@ -1,7 +1,9 @@
 //! Pods that wait for a node.
 //!
 //! A pod is in one of three places: active (to be tried now, by priority and then age), backing off (tried without
-//! success a moment ago) or unschedulable (nothing has changed that could help it).
+//! success a moment ago) or unschedulable (nothing has changed that could help it). Back-offs keep pods from each other's
+//! way: when no pod is active, one that something may have helped does not wait for the end of its own, as upstream's
+//! does not since 1.33. After an error it does.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -33,7 +35,10 @@ enum Place {
     Trying {
         moved: bool,
     },
-    BackingOff(Instant),
+    BackingOff {
+        until: Instant,
+        after_error: bool,
+    },
     Unschedulable {
         since: Instant,
         backoff_until: Instant,
@@ -104,13 +109,13 @@ impl Queue {
         Some(key)
     }
 
-    /// Moves those to the active ones whose time has come.
+    /// Moves those to the active ones whose time has come, or the next one if there is nothing else to do.
     fn wake(&mut self, now: Instant) {
         let due: Vec<ObjectKey> = self
             .pods
             .iter()
             .filter(|(_, w)| match w.place {
-                Place::BackingOff(until) => until <= now,
+                Place::BackingOff { until, .. } => until <= now,
                 Place::Unschedulable { since, .. } => since + UNSCHEDULABLE_RETRY <= now,
                 _ => false,
             })
@@ -119,6 +124,15 @@ impl Queue {
         for key in due {
             self.activate(&key);
         }
+        if self.active.is_empty() {
+            let early = self.pods.iter().filter_map(|(key, w)| match w.place {
+                Place::BackingOff { until, after_error: false } => Some((until, key)),
+                _ => None,
+            });
+            if let Some((_, key)) = early.min_by_key(|(until, _)| *until) {
+                self.activate(&key.clone());
+            }
+        }
     }
 
     /// When [`pop`](Queue::pop) may give something though nothing is added.
@@ -126,7 +140,7 @@ impl Queue {
         self.pods
             .values()
             .filter_map(|w| match w.place {
-                Place::BackingOff(until) => Some(until),
+                Place::BackingOff { until, .. } => Some(until),
                 Place::Unschedulable { since, .. } => Some(since + UNSCHEDULABLE_RETRY),
                 _ => None,
             })
@@ -142,7 +156,7 @@ impl Queue {
         waiting.place = if unschedulable && !moved {
             Place::Unschedulable { since: now, backoff_until: until }
         } else {
-            Place::BackingOff(until)
+            Place::BackingOff { until, after_error: !unschedulable }
         };
     }
 
@@ -152,7 +166,9 @@ impl Queue {
         for (key, waiting) in &mut self.pods {
             match &mut waiting.place {
                 Place::Unschedulable { backoff_until, .. } if *backoff_until <= now => ready.push(key.clone()),
-                Place::Unschedulable { backoff_until, .. } => waiting.place = Place::BackingOff(*backoff_until),
+                Place::Unschedulable { backoff_until, .. } => {
+                    waiting.place = Place::BackingOff { until: *backoff_until, after_error: false };
+                }
                 Place::Trying { moved } => *moved = true,
                 _ => {}
             }
@@ -195,10 +211,15 @@ mod tests {
         q.move_all(later);
         assert_eq!(q.pop(later), Some(key("a")));
         q.failed(&key("a"), later, true);
-        // The second back-off is two seconds.
+        // The second back-off is two seconds, and others come first meanwhile.
+        q.add(&key("b"), 0, false);
         q.move_all(later);
-        assert_eq!(q.pop(later + Duration::from_secs(1)), None);
-        assert_eq!(q.pop(later + Duration::from_secs(2)), Some(key("a")));
+        assert_eq!(q.pop(later), Some(key("b")));
+        q.failed(&key("b"), later, true);
+        assert_eq!(q.pop(later), Some(key("a")), "nothing else is to be done");
+        q.failed(&key("a"), later, false);
+        assert_eq!(q.pop(later + Duration::from_secs(3)), None, "it was an error");
+        assert_eq!(q.pop(later + Duration::from_secs(4)), Some(key("a")));
     }
 
     #[test]
@@ -209,7 +230,7 @@ mod tests {
         q.pop(now).unwrap();
         q.move_all(now);
         q.failed(&key("a"), now, true);
-        assert_eq!(q.pop(now + Duration::from_secs(1)), Some(key("a")));
+        assert_eq!(q.pop(now), Some(key("a")));
         q.remove(&key("a"));
         assert_eq!(q.pop(now + Duration::from_secs(1000)), None);
         assert_eq!(q.next_wake(), None);
