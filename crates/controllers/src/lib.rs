@@ -5,25 +5,31 @@
 //! the retries and the watches are those of `skiff_client`.
 
 mod certificates;
+mod daemonset;
 mod deployment;
 mod endpoints;
 mod endpointslice;
 mod ephemeralvolume;
 mod expectations;
 mod garbagecollector;
+mod history;
 mod localvolumes;
 mod namespace;
 mod nodeipam;
 mod nodelifecycle;
+mod nodes;
+mod podcontrol;
 mod podgc;
 mod pods;
 mod replicaset;
 mod serviceaccount;
+mod statefulset;
 mod volumebinder;
 mod volumeprotection;
 
 use std::sync::Arc;
 
+use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::ReplicationController};
 use skiff_client::Informers;
 use skiff_pki::Authority;
 use tokio::task::JoinSet;
@@ -76,7 +82,10 @@ pub(crate) fn is_conflict(error: &kube::Error) -> bool {
 pub async fn run(config: Config, informers: Informers) {
     let mut controllers = JoinSet::new();
     controllers.spawn(deployment::run(informers.clone()));
-    controllers.spawn(replicaset::run(informers.clone()));
+    controllers.spawn(replicaset::run::<ReplicaSet>(informers.clone()));
+    controllers.spawn(replicaset::run::<ReplicationController>(informers.clone()));
+    controllers.spawn(statefulset::run(informers.clone()));
+    controllers.spawn(daemonset::run(informers.clone()));
     controllers.spawn(endpointslice::run(informers.clone()));
     controllers.spawn(endpoints::run(informers.clone()));
     controllers.spawn(namespace::run(informers.clone()));

@@ -1,11 +1,17 @@
 //! What several controllers ask of pods.
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::core::v1::{Pod, PodTemplateSpec},
-    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference},
+    apimachinery::pkg::{
+        apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference},
+        util::intstr::IntOrString,
+    },
 };
 use kube::{Resource, ResourceExt as _};
+use serde_json::Value;
 use skiff_api::selector;
 
 /// A selector in the form that matches. A selector that cannot be read selects nothing.
@@ -44,6 +50,11 @@ pub(crate) fn is_active(pod: &Pod) -> bool {
 
 pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
+}
+
+/// Whether one of the pods has this UID and is not being deleted.
+pub(crate) fn is_present(pods: &[Arc<Pod>], uid: &str) -> bool {
+    pods.iter().any(|p| p.metadata.uid.as_deref() == Some(uid) && p.metadata.deletion_timestamp.is_none())
 }
 
 /// When the pod became ready, if it is.
@@ -85,6 +96,45 @@ pub(crate) fn from_template<K: Resource<DynamicType = ()>>(template: &PodTemplat
         },
         spec: template.spec.clone(),
         status: None,
+    }
+}
+
+/// The number that an amount or a share of `total` is.
+pub(crate) fn resolve(value: Option<&IntOrString>, total: i32, round_up: bool) -> i32 {
+    match value {
+        None => 0,
+        Some(IntOrString::Int(n)) => *n,
+        Some(IntOrString::String(s)) => {
+            let percent: i64 = s.trim_end_matches('%').parse().unwrap_or(0);
+            let exact = percent * i64::from(total);
+            let n = if round_up { (exact + 99) / 100 } else { exact / 100 };
+            i32::try_from(n).unwrap_or(i32::MAX)
+        }
+    }
+}
+
+/// Hash of a template, and of how often its name was taken, in the letters that names are made of.
+pub(crate) fn hash(template: &Value, collisions: Option<i32>) -> String {
+    // FNV-1a, as upstream; what is hashed is the template's JSON in a fixed order.
+    let mut text = canonical(template);
+    if let Some(count) = collisions {
+        text.push_str(&count.to_string());
+    }
+    let hash = text.bytes().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    hash.to_string().bytes().map(|b| char::from(LETTERS[usize::from(b) % LETTERS.len()])).collect()
+}
+
+/// JSON with sorted keys.
+fn canonical(value: &Value) -> String {
+    match value {
+        Value::Object(map) => {
+            let sorted: BTreeMap<&String, String> = map.iter().map(|(k, v)| (k, canonical(v))).collect();
+            let parts: Vec<String> = sorted.into_iter().map(|(k, v)| format!("{k:?}:{v}")).collect();
+            format!("{{{}}}", parts.join(","))
+        }
+        Value::Array(items) => format!("[{}]", items.iter().map(canonical).collect::<Vec<_>>().join(",")),
+        other => other.to_string(),
     }
 }
 

@@ -7,7 +7,7 @@ use k8s_openapi::{
         apps::v1::{Deployment, ReplicaSet, ReplicaSetSpec},
         core::v1::PodTemplateSpec,
     },
-    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::ResourceExt as _;
 use serde_json::Value;
@@ -80,20 +80,6 @@ pub(crate) fn split(
     (new, old)
 }
 
-/// The number that an amount or a share of `total` is.
-fn resolve(value: Option<&IntOrString>, total: i32, round_up: bool) -> i32 {
-    match value {
-        None => 0,
-        Some(IntOrString::Int(n)) => *n,
-        Some(IntOrString::String(s)) => {
-            let percent: i64 = s.trim_end_matches('%').parse().unwrap_or(0);
-            let exact = percent * i64::from(total);
-            let n = if round_up { (exact + 99) / 100 } else { exact / 100 };
-            i32::try_from(n).unwrap_or(i32::MAX)
-        }
-    }
-}
-
 fn is_rolling(deployment: &Deployment) -> bool {
     let strategy = deployment.spec.as_ref().and_then(|s| s.strategy.as_ref());
     strategy.and_then(|s| s.type_.as_deref()).unwrap_or("RollingUpdate") == "RollingUpdate"
@@ -107,35 +93,16 @@ pub(crate) fn fenceposts(deployment: &Deployment) -> (i32, i32) {
     let strategy = deployment.spec.as_ref().and_then(|s| s.strategy.as_ref());
     let rolling = strategy.and_then(|s| s.rolling_update.as_ref());
     let total = wanted(deployment);
-    let surge = resolve(rolling.and_then(|r| r.max_surge.as_ref()), total, true);
-    let unavailable = resolve(rolling.and_then(|r| r.max_unavailable.as_ref()), total, false);
+    let surge = pods::resolve(rolling.and_then(|r| r.max_surge.as_ref()), total, true);
+    let unavailable = pods::resolve(rolling.and_then(|r| r.max_unavailable.as_ref()), total, false);
     // Without either nothing would ever move.
     if surge == 0 && unavailable == 0 { (0, 1) } else { (surge, unavailable.min(total)) }
 }
 
 /// Hash of a template in the letters that names are made of.
 fn template_hash(deployment: &Deployment) -> String {
-    // FNV-1a, as upstream; what is hashed is the template's JSON in a fixed order.
-    let mut text = canonical(&plain_template(deployment.spec.as_ref().map(|s| &s.template)));
-    if let Some(count) = deployment.status.as_ref().and_then(|s| s.collision_count) {
-        text.push_str(&count.to_string());
-    }
-    let hash = text.bytes().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
-    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    hash.to_string().bytes().map(|b| char::from(LETTERS[usize::from(b) % LETTERS.len()])).collect()
-}
-
-/// JSON with sorted keys.
-fn canonical(value: &Value) -> String {
-    match value {
-        Value::Object(map) => {
-            let sorted: BTreeMap<&String, String> = map.iter().map(|(k, v)| (k, canonical(v))).collect();
-            let parts: Vec<String> = sorted.into_iter().map(|(k, v)| format!("{k:?}:{v}")).collect();
-            format!("{{{}}}", parts.join(","))
-        }
-        Value::Array(items) => format!("[{}]", items.iter().map(canonical).collect::<Vec<_>>().join(",")),
-        other => other.to_string(),
-    }
+    let collisions = deployment.status.as_ref().and_then(|s| s.collision_count);
+    pods::hash(&plain_template(deployment.spec.as_ref().map(|s| &s.template)), collisions)
 }
 
 fn revision_of<K: kube::Resource>(object: &K) -> i64 {

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
-        apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus},
+        apps::v1::{ReplicaSetCondition, ReplicaSetStatus},
         core::v1::Pod,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
 use kube::ResourceExt as _;
 
+use super::Replicated;
 use crate::pods;
 
 /// How many pods to create, or which to delete.
@@ -21,8 +22,8 @@ pub(crate) struct Decision {
     pub(crate) delete: Vec<Arc<Pod>>,
 }
 
-pub(crate) fn decide(set: &ReplicaSet, owned: &[Arc<Pod>], burst: usize, now: Timestamp) -> Decision {
-    let wanted = usize::try_from(set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)).unwrap_or(0);
+pub(crate) fn decide(set: &impl Replicated, owned: &[Arc<Pod>], burst: usize, now: Timestamp) -> Decision {
+    let wanted = usize::try_from(set.wanted().0).unwrap_or(0);
     let mut active: Vec<Arc<Pod>> = owned.iter().filter(|p| pods::is_active(p)).cloned().collect();
     if active.len() < wanted {
         return Decision { create: (wanted - active.len()).min(burst), delete: Vec::new() };
@@ -35,14 +36,13 @@ pub(crate) fn decide(set: &ReplicaSet, owned: &[Arc<Pod>], burst: usize, now: Ti
 
 /// The status, and when it will change by itself because a pod has been ready for long enough.
 pub(crate) fn status(
-    set: &ReplicaSet,
+    set: &impl Replicated,
     owned: &[Arc<Pod>],
     failure: Option<String>,
     now: Timestamp,
 ) -> (ReplicaSetStatus, Option<Timestamp>) {
-    let spec = set.spec.clone().unwrap_or_default();
-    let labels =
-        spec.template.as_ref().and_then(|t| t.metadata.as_ref()).and_then(|m| m.labels.clone()).unwrap_or_default();
+    let (_, min_ready_seconds) = set.wanted();
+    let labels = set.template().and_then(|t| t.metadata.as_ref()).and_then(|m| m.labels.clone()).unwrap_or_default();
     let (mut total, mut labeled, mut ready, mut available, mut terminating) = (0, 0, 0, 0, 0);
     let mut next: Option<Timestamp> = None;
     for pod in owned {
@@ -55,12 +55,12 @@ pub(crate) fn status(
         total += 1;
         labeled += i32::from(labels.iter().all(|(k, v)| pod.labels().get(k) == Some(v)));
         ready += i32::from(pods::is_ready(pod));
-        match pods::is_available(pod, spec.min_ready_seconds.unwrap_or(0), now) {
+        match pods::is_available(pod, min_ready_seconds, now) {
             Ok(yes) => available += i32::from(yes),
             Err(then) => next = Some(next.map_or(then, |n| n.min(then))),
         }
     }
-    let old = set.status.clone().unwrap_or_default();
+    let old = set.status().unwrap_or_default();
     let mut conditions = old.conditions.clone().unwrap_or_default();
     let reported = conditions.iter().any(|c| c.type_ == "ReplicaFailure");
     match failure {
@@ -81,8 +81,8 @@ pub(crate) fn status(
         fully_labeled_replicas: some(labeled),
         ready_replicas: some(ready),
         available_replicas: some(available),
-        terminating_replicas: some(terminating),
-        observed_generation: set.metadata.generation,
+        terminating_replicas: some(terminating).filter(|_| set.counts_terminating()),
+        observed_generation: set.meta().generation,
         conditions: (!conditions.is_empty()).then_some(conditions),
     };
     (status, next)
@@ -90,6 +90,7 @@ pub(crate) fn status(
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::apps::v1::ReplicaSet;
     use serde_json::{Value, json};
 
     use super::*;

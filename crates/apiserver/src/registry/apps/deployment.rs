@@ -3,9 +3,9 @@
 use serde_json::Value;
 use skiff_api::validation::Faults;
 
-use super::{immutable, validate_workload};
+use super::{immutable, validate_int_or_percent, validate_part, validate_workload, workload_defaults};
 use crate::registry::{
-    core::{default_field, object_mut, pod_spec},
+    core::{default_field, object_mut},
     strategy::{Strategy, col, int_col, name_col, wide},
     table,
 };
@@ -46,41 +46,18 @@ pub(crate) static STRATEGY: Strategy = Strategy {
 };
 
 fn defaults(o: &mut Value) {
-    let spec = &mut o["spec"];
-    if !spec.is_object() {
-        return;
-    }
-    default_field(spec, "replicas", 1);
-    default_field(spec, "revisionHistoryLimit", 10);
-    default_field(spec, "progressDeadlineSeconds", 600);
-    let strategy = object_mut(spec, "strategy");
-    default_field(strategy, "type", "RollingUpdate");
-    if strategy["type"] == "RollingUpdate" {
-        let rolling = object_mut(strategy, "rollingUpdate");
-        default_field(rolling, "maxUnavailable", "25%");
-        default_field(rolling, "maxSurge", "25%");
-    }
-    if spec["template"].is_object() {
-        pod_spec::template_defaults(&mut spec["template"]);
-    }
-}
-
-/// A number or a percentage; what it is as a share of 100, for checking that not both limits are zero.
-fn validate_int_or_percent(value: &Value, at: &str, faults: &mut Faults) -> Option<i64> {
-    match value {
-        Value::String(s) => {
-            let n = s.strip_suffix('%').and_then(|n| n.parse::<i64>().ok());
-            if n.is_none() {
-                faults.invalid(at, s.as_str(), "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')");
-            }
-            n
+    workload_defaults(o, |spec| {
+        default_field(spec, "replicas", 1);
+        default_field(spec, "revisionHistoryLimit", 10);
+        default_field(spec, "progressDeadlineSeconds", 600);
+        let strategy = object_mut(spec, "strategy");
+        default_field(strategy, "type", "RollingUpdate");
+        if strategy["type"] == "RollingUpdate" {
+            let rolling = object_mut(strategy, "rollingUpdate");
+            default_field(rolling, "maxUnavailable", "25%");
+            default_field(rolling, "maxSurge", "25%");
         }
-        v => {
-            let n = v.as_i64()?;
-            faults.non_negative(at, n);
-            Some(n)
-        }
-    }
+    });
 }
 
 fn validate_strategy(o: &Value, faults: &mut Faults) {
@@ -96,7 +73,7 @@ fn validate_strategy(o: &Value, faults: &mut Faults) {
     }
     if kind == "RollingUpdate" {
         let at = "spec.strategy.rollingUpdate";
-        let unavailable = validate_int_or_percent(&rolling["maxUnavailable"], &format!("{at}.maxUnavailable"), faults);
+        let unavailable = validate_part(&rolling["maxUnavailable"], &format!("{at}.maxUnavailable"), faults);
         let surge = validate_int_or_percent(&rolling["maxSurge"], &format!("{at}.maxSurge"), faults);
         if unavailable == Some(0) && surge == Some(0) {
             faults.invalid(
