@@ -13,6 +13,7 @@ mod ephemeralvolume;
 mod expectations;
 mod garbagecollector;
 mod history;
+mod job;
 mod localvolumes;
 mod namespace;
 mod nodeipam;
@@ -24,6 +25,7 @@ mod pods;
 mod replicaset;
 mod serviceaccount;
 mod statefulset;
+mod ttlafterfinished;
 mod volumebinder;
 mod volumeprotection;
 
@@ -86,6 +88,8 @@ pub async fn run(config: Config, informers: Informers) {
     controllers.spawn(replicaset::run::<ReplicationController>(informers.clone()));
     controllers.spawn(statefulset::run(informers.clone()));
     controllers.spawn(daemonset::run(informers.clone()));
+    controllers.spawn(job::run(informers.clone()));
+    controllers.spawn(ttlafterfinished::run(informers.clone()));
     controllers.spawn(endpointslice::run(informers.clone()));
     controllers.spawn(endpoints::run(informers.clone()));
     controllers.spawn(namespace::run(informers.clone()));

@@ -19,13 +19,15 @@ pub(crate) struct PodControl {
     pub(crate) client: kube::Client,
     pub(crate) recorder: EventRecorder,
     pub(crate) expectations: Expectations,
+    /// A finalizer that owned pods have: adopted ones get it, released ones lose it.
+    pub(crate) finalizer: Option<&'static str>,
 }
 
 impl PodControl {
     /// `component` is the controller's name in events.
     pub(crate) fn new(client: kube::Client, component: &str) -> Self {
         let recorder = EventRecorder::new(client.clone(), component, None);
-        PodControl { client, recorder, expectations: Expectations::default() }
+        PodControl { client, recorder, expectations: Expectations::default(), finalizer: None }
     }
 
     fn api(&self, namespace: &str) -> Api<Pod> {
@@ -150,13 +152,20 @@ impl PodControl {
     where
         K: Resource<DynamicType = ()>,
     {
-        let patch = json!({"metadata": {"uid": pod.metadata.uid, "ownerReferences": [pods::owner_reference(owner)]}});
+        let mut patch =
+            json!({"metadata": {"uid": pod.metadata.uid, "ownerReferences": [pods::owner_reference(owner)]}});
+        if let Some(finalizer) = self.finalizer {
+            patch["metadata"]["finalizers"] = json!([finalizer]);
+        }
         self.patch(pod, &Patch::Strategic(&patch), "adopting a pod").await
     }
 
     async fn release(&self, pod: &Pod, owner_uid: &str) -> Result<()> {
-        let patch =
+        let mut patch =
             json!({"metadata": {"uid": pod.metadata.uid, "ownerReferences": [{"$patch": "delete", "uid": owner_uid}]}});
+        if let Some(finalizer) = self.finalizer {
+            patch["metadata"]["$deleteFromPrimitiveList/finalizers"] = json!([finalizer]);
+        }
         self.patch(pod, &Patch::Strategic(&patch), "releasing a pod").await
     }
 
