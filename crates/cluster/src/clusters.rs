@@ -300,12 +300,29 @@ impl Clusters {
     }
 
     fn merge_kubeconfig(&self, record: &ClusterRecord) -> Result<()> {
+        match self.admin_kubeconfig(record)? {
+            Some(content) => kubeconfig::merge(&record.kubeconfig, &record.context, &content),
+            None => Ok(()),
+        }
+    }
+
+    /// The administrator's kubeconfig, as the control plane wrote it. `None`: the cluster has no control plane.
+    pub fn admin_kubeconfig(&self, record: &ClusterRecord) -> Result<Option<Vec<u8>>> {
         let Some(node) = record.control_plane() else {
-            return Ok(());
+            return Ok(None);
         };
         let source = self.home.inside(&record.name, &node.name, ADMIN_KUBECONFIG);
-        let content = fs::read(&source).map_err(Error::io(format!("read {}", source.display())))?;
-        kubeconfig::merge(&record.kubeconfig, &record.context, &content)
+        fs::read(&source).map(Some).map_err(Error::io(format!("read {}", source.display())))
+    }
+
+    /// Copies what the nodes and their pods logged into a folder: `FOLDER/NODE/…`, as in the node's `/var/log`.
+    pub fn export_logs(&self, name: &str, folder: &Path) -> Result<()> {
+        for node in &self.get(name)?.record.nodes {
+            let source = self.home.inside(name, &node.name, "/var/log");
+            let target = folder.join(&node.name);
+            copy_files(&source, &target).map_err(Error::io(format!("copy the logs to {}", target.display())))?;
+        }
+        Ok(())
     }
 
     /// The host ports of a running cluster, from all its nodes.
@@ -340,6 +357,21 @@ fn ask(node: &str, socket: &Path, request: &Request, body: &mut dyn io::Read) ->
 
 fn unexpected(node: &str, answer: &Answer) -> Error {
     Error::Daemon { node: node.to_owned(), message: format!("unexpected answer {answer:?}") }
+}
+
+/// Copies directories and plain files; pods' logs are also linked to, which would only repeat them.
+fn copy_files(source: &Path, target: &Path) -> io::Result<()> {
+    fs::create_dir_all(target)?;
+    for entry in fs::read_dir(source)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            copy_files(&entry.path(), &target.join(entry.file_name()))?;
+        } else if kind.is_file() {
+            fs::copy(entry.path(), target.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Detaches mounts below a directory that is about to be removed: removing must not reach into them.

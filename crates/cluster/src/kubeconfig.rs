@@ -35,21 +35,40 @@ pub fn default_path() -> Result<PathBuf> {
 /// Adds the only cluster and user of `source` as the context `name`, and makes it the current one.
 pub fn merge(path: &Path, name: &str, source: &[u8]) -> Result<()> {
     let source = parse(path, source)?;
-    let first = |list: &str, field: &str| source[list][0][field].clone();
-    let (cluster, user) = (first("clusters", "cluster"), first("users", "user"));
-    if cluster.is_null() || user.is_null() {
-        return Err(Error::Kubeconfig {
+    change(path, |config| set(config, name, &source)).and_then(|found| match found {
+        true => Ok(()),
+        false => Err(Error::Kubeconfig {
             file: path.to_owned(),
             message: "the server's kubeconfig has no cluster or user".to_owned(),
-        });
-    }
-    change(path, |config| {
-        put(config, "clusters", json!({ "name": name, "cluster": cluster }));
-        put(config, "users", json!({ "name": name, "user": user }));
-        put(config, "contexts", json!({ "name": name, "context": { "cluster": name, "user": name } }));
-        config.insert("current-context".to_owned(), json!(name));
-        true
+        }),
     })
+}
+
+/// A kubeconfig with the only cluster and user of `source`, as the context `name`.
+pub fn named(name: &str, source: &[u8]) -> Result<String> {
+    let nowhere = Path::new("-");
+    let mut config = new();
+    set(&mut config, name, &parse(nowhere, source)?);
+    serde_saphyr::to_string(&config)
+        .map_err(|error| Error::Kubeconfig { file: nowhere.to_owned(), message: error.to_string() })
+}
+
+/// An empty kubeconfig.
+fn new() -> Map<String, Value> {
+    Map::from_iter([("apiVersion".to_owned(), json!("v1")), ("kind".to_owned(), json!("Config"))])
+}
+
+/// Returns whether `source` has what a context needs.
+fn set(config: &mut Map<String, Value>, name: &str, source: &Value) -> bool {
+    let (cluster, user) = (&source["clusters"][0]["cluster"], &source["users"][0]["user"]);
+    if cluster.is_null() || user.is_null() {
+        return false;
+    }
+    put(config, "clusters", json!({ "name": name, "cluster": cluster }));
+    put(config, "users", json!({ "name": name, "user": user }));
+    put(config, "contexts", json!({ "name": name, "context": { "cluster": name, "user": name } }));
+    config.insert("current-context".to_owned(), json!(name));
+    true
 }
 
 /// Removes the context `name` with its cluster and user. If it was the current one, there is none then.
@@ -71,7 +90,8 @@ pub fn remove(path: &Path, name: &str) -> Result<()> {
             changed = true;
         }
         changed
-    })
+    })?;
+    Ok(())
 }
 
 fn put(config: &mut Map<String, Value>, list: &str, entry: Value) {
@@ -95,8 +115,8 @@ fn parse(path: &Path, content: &[u8]) -> Result<Value> {
     serde_saphyr::from_str(text).map_err(|error| failed(error.to_string()))
 }
 
-/// `edit` returns whether it changed anything.
-fn change(path: &Path, edit: impl FnOnce(&mut Map<String, Value>) -> bool) -> Result<()> {
+/// `edit` returns whether it changed anything, which is returned.
+fn change(path: &Path, edit: impl FnOnce(&mut Map<String, Value>) -> bool) -> Result<bool> {
     let failed = |message: String| Error::Kubeconfig { file: path.to_owned(), message };
     let action = || Error::io(format!("write {}", path.display()));
     if let Some(parent) = path.parent() {
@@ -110,22 +130,18 @@ fn change(path: &Path, edit: impl FnOnce(&mut Map<String, Value>) -> bool) -> Re
     };
     let mut config = match parse(path, &content)? {
         Value::Object(config) => config,
-        Value::Null => {
-            let mut config = Map::new();
-            config.insert("apiVersion".to_owned(), json!("v1"));
-            config.insert("kind".to_owned(), json!("Config"));
-            config
-        }
+        Value::Null => new(),
         _ => return Err(failed("it is not a kubeconfig".to_owned())),
     };
     if !edit(&mut config) {
-        return Ok(());
+        return Ok(false);
     }
     let text = serde_saphyr::to_string(&config).map_err(|error| failed(error.to_string()))?;
     // A link (dotfiles) stays one, and so does the owner's choice of a stricter or wider mode.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let mode = fs::metadata(&target).map_or(0o600, |metadata| metadata.mode() & 0o777);
-    write_atomically(&target, text.as_bytes(), mode).map_err(action())
+    write_atomically(&target, text.as_bytes(), mode).map_err(action())?;
+    Ok(true)
 }
 
 struct Lock(PathBuf);

@@ -2,6 +2,10 @@ use std::{
     collections::BTreeSet,
     fs, io,
     net::{Ipv4Addr, SocketAddrV4},
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixDatagram},
+    },
     path::PathBuf,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -100,7 +104,8 @@ impl Clusters {
         interrupts: &Interrupts,
     ) -> Result<ClusterRecord> {
         let _lock = self.lock(name)?;
-        let record = self.new_record(name, options)?;
+        // Held until the API server listens.
+        let (record, _reservation) = self.new_record(name, options)?;
         record.write(&self.home)?;
         for node in &record.nodes {
             let rootfs = self.home.rootfs(name, &node.name);
@@ -141,11 +146,11 @@ impl Clusters {
         }
     }
 
-    fn new_record(&self, name: &str, options: &CreateOptions) -> Result<ClusterRecord> {
+    fn new_record(&self, name: &str, options: &CreateOptions) -> Result<(ClusterRecord, Reservation)> {
         let spec = &options.spec;
         let others = ClusterRecord::all(&self.home)?;
         let host = HostNet::current().map_err(Error::network(name))?;
-        let api_port = free_api_port(&host, spec, &others)?;
+        let (api_port, reservation) = free_api_port(&host, spec, &others)?;
         let uplink = match options.isolated {
             true => None,
             false => {
@@ -167,7 +172,7 @@ impl Clusters {
         });
         let nodes = nodes.collect::<Result<Vec<_>>>()?;
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        Ok(ClusterRecord {
+        let record = ClusterRecord {
             name: name.to_owned(),
             created,
             context: format!("{}-{name}", options.context_prefix),
@@ -184,30 +189,45 @@ impl Clusters {
             disable_default_cni: spec.disable_default_cni,
             bootstrap_token: bootstrap_token()?,
             nodes,
-        })
+        };
+        Ok((record, reservation))
     }
 }
 
-fn free_api_port(host: &HostNet, spec: &ClusterSpec, others: &[ClusterRecord]) -> Result<u16> {
+/// Keeps clusters that are created at the same time from choosing the same port: a name in the host's network
+/// namespace that only one process can have, for as long as it lives.
+type Reservation = Option<UnixDatagram>;
+
+/// `None`: somebody else has it.
+fn claim(port: u16) -> Reservation {
+    let name = SocketAddr::from_abstract_name(format!("skiff/api-port/{port}")).ok()?;
+    UnixDatagram::bind_addr(&name).ok()
+}
+
+fn free_api_port(host: &HostNet, spec: &ClusterSpec, others: &[ClusterRecord]) -> Result<(u16, Reservation)> {
     let try_port = |port| match host.listen_tcp(SocketAddrV4::new(spec.api_address, port)) {
         Ok(listener) => Ok(listener.local_addr().map_err(Error::io("read a socket's address"))?.port()),
         Err(HostPortError::Taken(taken)) => Err(Error::PortTaken(taken)),
         Err(HostPortError::Io { source, .. }) => Err(Error::io(format!("listen on {}", spec.api_address))(source)),
     };
     if let Some(port) = spec.api_port {
-        return try_port(port);
+        return Ok((try_port(port)?, claim(port)));
     }
     // Stopped clusters keep their ports.
     let reserved: BTreeSet<u16> = others.iter().map(|other| other.api_port).collect();
+    // Claimed first and then looked at: whoever claimed it before listens by now, or still has it.
     if !reserved.contains(&PREFERRED_API_PORT)
+        && let Some(claim) = claim(PREFERRED_API_PORT)
         && let Ok(port) = try_port(PREFERRED_API_PORT)
     {
-        return Ok(port);
+        return Ok((port, Some(claim)));
     }
     loop {
         let port = try_port(0)?;
-        if !reserved.contains(&port) {
-            return Ok(port);
+        if !reserved.contains(&port)
+            && let Some(claim) = claim(port)
+        {
+            return Ok((port, Some(claim)));
         }
     }
 }
@@ -250,6 +270,15 @@ fn bootstrap_token() -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_is_claimed_once() {
+        let port = 1;
+        let first = claim(port);
+        assert!(first.is_some() && claim(port).is_none());
+        drop(first);
+        assert!(claim(port).is_some());
+    }
 
     #[test]
     fn tokens_have_the_published_form() {
