@@ -62,20 +62,23 @@ fn main() -> ExitCode {
         Some(first) if first == SUPERVISOR => return skiff_runtime::supervisor_main(),
         _ => {}
     }
-    let cli = Cli::parse();
-    let done = match cli.command {
-        Command::Server(args) => cmd::server::run(args),
-        Command::Agent(args) => cmd::agent::run(args),
-        Command::Dns => cmd::dns::run(),
-        Command::Hello => cmd::hello::run(),
-        Command::Cluster(command) => cmd::cluster::run(command, "skiff"),
-        Command::Image(command) => cmd::image::run(command),
-    };
+    let done = if name == "kind" { cmd::kind::run(cmd::kind::Cli::parse()) } else { run(Cli::parse()) };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             cmd::complain(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Server(args) => cmd::server::run(args),
+        Command::Agent(args) => cmd::agent::run(args),
+        Command::Dns => cmd::dns::run(),
+        Command::Hello => cmd::hello::run(),
+        Command::Cluster(command) => cmd::cluster::run(command),
+        Command::Image(command) => cmd::image::run(command),
     }
 }

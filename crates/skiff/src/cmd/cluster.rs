@@ -48,7 +48,7 @@ pub(crate) struct Create {
     #[arg(long, value_name = "N", conflicts_with = "config", value_parser = clap::value_parser!(u8).range(1..))]
     nodes: Option<u8>,
     /// No way out of the cluster
-    #[arg(long)]
+    #[arg(long, env = "SKIFF_ISOLATED", value_parser = clap::builder::FalseyValueParser::new())]
     isolated: bool,
     /// Run a page behind a load balancer, to see that all works
     #[arg(long)]
@@ -73,7 +73,7 @@ pub(crate) struct Ports {
 }
 
 /// Accepts what kind's `--wait` does: `90s`, `2m`, `1m30s`, or plain seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let mut total = Duration::ZERO;
     let mut digits = String::new();
     for c in text.chars() {
@@ -103,15 +103,14 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// `context_prefix` is `kind` when the program was called by that name.
-pub(crate) fn run(command: ClusterCommand, context_prefix: &str) -> anyhow::Result<()> {
+pub(crate) fn run(command: ClusterCommand) -> anyhow::Result<()> {
     let clusters = Clusters::new(Home::from_environment()?);
     let mut out = std::io::stdout().lock();
     let named = |name: Option<String>| name.unwrap_or_else(|| DEFAULT_NAME.to_owned());
     match command {
         ClusterCommand::Create(create) => {
             let demo = create.demo;
-            let created = clusters.create(&create.into_options(context_prefix)?, &mut Console::default())?;
+            let created = clusters.create(&create.into_options()?, &mut Console::default())?;
             let record = &created.status.record;
             writeln!(
                 out,
@@ -145,7 +144,7 @@ pub(crate) fn run(command: ClusterCommand, context_prefix: &str) -> anyhow::Resu
 }
 
 impl Create {
-    fn into_options(self, context_prefix: &str) -> anyhow::Result<CreateOptions> {
+    fn into_options(self) -> anyhow::Result<CreateOptions> {
         let spec = match &self.config {
             Some(file) => ClusterSpec::read(file)?,
             None => ClusterSpec::of_size(usize::from(self.nodes.unwrap_or(1))),
@@ -155,7 +154,6 @@ impl Create {
             name: self.name,
             isolated: self.isolated,
             wait: (!self.wait.is_zero()).then_some(self.wait),
-            context_prefix: context_prefix.to_owned(),
             kubeconfig: self.kubeconfig,
             ..CreateOptions::new(spec)
         })
