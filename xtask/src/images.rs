@@ -45,8 +45,13 @@ pub(crate) fn all() -> Result<()> {
 fn image(recipe: &Recipe, force: bool) -> Result<PathBuf> {
     let dir = shell::target().join("images");
     let (archive, key) = (dir.join(format!("{}.tar", recipe.name)), dir.join(format!("{}.key", recipe.name)));
-    let sources =
-        [include_str!("images/recipes.rs"), include_str!("images/rootfs.rs"), include_str!("images/archive.rs")];
+    let sources = [
+        include_str!("images/recipes.rs"),
+        include_str!("images/rootfs.rs"),
+        include_str!("images/archive.rs"),
+        include_str!("images/files/postgres.sh"),
+        include_str!("images/files/fastapi.py"),
+    ];
     let wanted = hex(&Sha256::digest(sources.concat()));
     if !force && archive.exists() && fs::read_to_string(&key).is_ok_and(|key| key == wanted) {
         return Ok(archive);

@@ -34,10 +34,9 @@ pub(super) fn write(recipe: &Recipe, rootfs: &Path, archive: &Path) -> Result<()
             "os": "linux",
             "created": CREATED,
             "config": {
-                "Env": [
-                    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                    format!("VERSION={tag}"),
-                ],
+                "Env": environment(recipe, tag),
+                "WorkingDir": recipe.working_dir,
+                "Entrypoint": recipe.entrypoint,
                 "Cmd": recipe.command,
                 "ExposedPorts": recipe.ports.iter().map(|port| (*port, json!({}))).collect::<HashMap<_, _>>(),
                 "StopSignal": recipe.stop_signal,
@@ -58,6 +57,14 @@ pub(super) fn write(recipe: &Recipe, rootfs: &Path, archive: &Path) -> Result<()
     builder.into_inner()?.flush()?;
     fs::remove_file(layer)?;
     Ok(())
+}
+
+/// The recipe's variables, with the usual `PATH` if it has none.
+fn environment(recipe: &Recipe, tag: &str) -> Vec<String> {
+    let own = recipe.environment.iter().map(|variable| (*variable).to_owned());
+    let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned();
+    let has_path = recipe.environment.iter().any(|variable| variable.starts_with("PATH="));
+    own.chain((!has_path).then_some(path)).chain([format!("VERSION={tag}")]).collect()
 }
 
 fn append(builder: &mut Builder<impl Write>, name: &str, content: &[u8]) -> io::Result<()> {

@@ -14,7 +14,6 @@ use crate::{
     shell,
 };
 
-const SUITE: &str = "trixie";
 /// Folders that every image has, with their modes.
 const FOLDERS: [(&str, u32); 10] = [
     ("bin", 0o755),
@@ -42,7 +41,7 @@ pub(super) fn build(recipe: &Recipe, rootfs: &Path) -> Result<()> {
             symlink(format!("usr/{name}"), rootfs.join(name))?;
         }
     }
-    for (package, deb) in Apt::new(SUITE)?.closure(recipe.packages)? {
+    for (package, deb) in Apt::new(recipe.suite)?.closure(recipe.packages)? {
         if !recipe.without.iter().any(|prefix| package.starts_with(prefix)) {
             apt::unpack(&deb, rootfs)?;
         }
@@ -60,6 +59,8 @@ pub(super) fn build(recipe: &Recipe, rootfs: &Path) -> Result<()> {
         let path = rootfs.join(path.trim_end_matches('/'));
         if path.is_dir() {
             fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        } else if path.exists() {
+            fs::remove_file(&path)?;
         }
     }
     for (path, content) in recipe.files {
@@ -67,12 +68,27 @@ pub(super) fn build(recipe: &Recipe, rootfs: &Path) -> Result<()> {
         fs::create_dir_all(path.parent().unwrap_or(rootfs))?;
         fs::write(&path, content)?;
     }
+    for path in recipe.programs {
+        fs::set_permissions(rootfs.join(path), fs::Permissions::from_mode(0o755))?;
+    }
+    if !recipe.python.is_empty() {
+        python(recipe.python, rootfs)?;
+    }
     for (path, target) in recipe.links {
         let path = rootfs.join(path);
         fs::create_dir_all(path.parent().unwrap_or(rootfs))?;
         symlink(target, path)?;
     }
     Ok(())
+}
+
+/// Installs packages of PyPI for the image's Python, where Debian's looks for what is not Debian's.
+fn python(packages: &[&str], rootfs: &Path) -> Result<()> {
+    let mut pip = shell::command("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--no-compile", "--root-user-action=ignore", "--target"]);
+    pip.arg(rootfs.join("usr/local/lib/python3.11/dist-packages"));
+    pip.args(["--python-version=3.11", "--platform=manylinux2014_x86_64", "--only-binary=:all:"]);
+    shell::run(pip.args(packages))
 }
 
 /// The one static program under all its names, all in /bin as in the image on Docker Hub.
