@@ -59,6 +59,18 @@ impl Home {
         command::run(&mut self.command(args), "")
     }
 
+    /// Runs `skiff` under the name of kind to its end; its clusters are isolated like all others of the tests.
+    pub fn kind(&self, args: &[&str]) -> Output {
+        let link = self.dir.join("kind");
+        if !link.exists() {
+            std::os::unix::fs::symlink(host::skiff(), &link).expect("a link");
+        }
+        let mut command = Command::new(link);
+        command.args(args).env("SKIFF_ISOLATED", "1");
+        self.environment(&mut command);
+        command::run(&mut command, "")
+    }
+
     /// Writes a file for a command to read, and returns its path.
     pub fn file(&self, name: &str, content: &str) -> String {
         let path = self.dir.join(name);

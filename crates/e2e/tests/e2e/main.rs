@@ -7,7 +7,7 @@ mod api;
 mod clusters;
 mod crashes;
 mod faults;
-mod guide;
+mod guides;
 mod machines;
 mod network;
 mod runner;
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         || {
             skiff_e2e::home::clear_after_the_killed();
             let all = [
-                guide::TESTS,
+                &guides::tests(),
                 workloads::TESTS,
                 network::TESTS,
                 crashes::TESTS,

@@ -21,14 +21,17 @@ pub(crate) fn server(namespace: &str) -> Kubectl {
     kubectl.in_new(namespace)
 }
 
-/// kubectl, without a namespace, for a cluster of two nodes that has the images.
+/// kubectl, without a namespace, for a cluster of two nodes that has the images nginx and busybox.
 pub(crate) fn cluster() -> Kubectl {
-    let cluster = CLUSTER.get_or_init(|| {
+    the_cluster().lock().as_ref().expect("taken only after the last test").kubectl()
+}
+
+fn the_cluster() -> &'static Mutex<Option<Cluster>> {
+    CLUSTER.get_or_init(|| {
         let cluster = Cluster::create("shared", &["--nodes", "2"]);
         cluster.load(&["nginx", "busybox"]);
         Mutex::new(Some(cluster))
-    });
-    cluster.lock().as_ref().expect("taken only after the last test").kubectl()
+    })
 }
 
 /// Takes everything away, and tells what is left.

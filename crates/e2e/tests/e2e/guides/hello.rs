@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use skiff_e2e::{Kubectl, Version, cluster::curl, eventually, wait::check};
 
+use super::{PODS, SERVICES, rows};
 use crate::{shared, tests};
 
 tests![example_1_hello_world_with_nginx];
@@ -24,13 +25,12 @@ fn example_1(kubectl: &Kubectl) {
 
     rows(
         kubectl,
-        "deployments",
+        &["deployments"],
         &["NAME", "READY", "UP-TO-DATE", "AVAILABLE", "AGE"],
         &["hello-world", "1/1", "1", "1"],
     );
-    rows(kubectl, "pods", &["NAME", "READY", "STATUS", "RESTARTS", "AGE"], &["hello-world-", "1/1", "Running", "0"]);
-    let columns = ["NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "AGE"];
-    rows(kubectl, "services", &columns, &["hello-world", "LoadBalancer", "10.", "localhost", "80:3"]);
+    rows(kubectl, &["pods"], PODS, &["hello-world-", "1/1", "Running", "0"]);
+    rows(kubectl, &["services"], SERVICES, &["hello-world", "LoadBalancer", "10.", "localhost", "80:3"]);
     let page = eventually(PATIENCE, || curl(&["http://localhost"]).result());
     assert!(page.contains("Welcome to nginx!"), "{page}");
     kubectl.run(&["get", "all"]).prints(&[
@@ -70,17 +70,4 @@ fn example_1(kubectl: &Kubectl) {
         check(curl(&["http://localhost"]).code != Some(0), || "port 80 still answers".to_owned())
     });
     assert_eq!(follow.end(PATIENCE), Some(0), "the logs end with the container");
-}
-
-/// Until `kubectl get WHAT` has a row whose cells begin with these.
-fn rows(kubectl: &Kubectl, what: &str, columns: &[&str], row: &[&str]) {
-    eventually(PATIENCE, || {
-        let text = kubectl.run(&["get", what]).result()?;
-        let header = text.lines().next().unwrap_or_default();
-        check(header.split_whitespace().eq(columns.iter().copied()), || text.clone())?;
-        let cells = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        let found =
-            text.lines().map(cells).any(|cells| row.iter().zip(&cells).all(|(wanted, cell)| cell.starts_with(wanted)));
-        check(found, || text.clone())
-    });
 }
