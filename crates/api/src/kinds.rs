@@ -1,9 +1,12 @@
 //! The table of kinds. Routes, discovery, OpenAPI, garbage collection and namespace deletion derive from it.
 
-use std::{collections::HashMap, sync::OnceLock};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Mutex, OnceLock},
+};
 
 /// How a kind is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Storage {
     /// Objects under `/registry/<prefix>/`.
     Stored(&'static str),
@@ -14,7 +17,7 @@ pub enum Storage {
 }
 
 /// One kind of one version.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Kind {
     pub group: &'static str,
     pub version: &'static str,
@@ -26,6 +29,15 @@ pub struct Kind {
     pub categories: &'static [&'static str],
     pub subresources: &'static [&'static str],
     pub storage: Storage,
+    /// The names that a custom kind has chosen; nothing for built-in kinds.
+    pub custom: Option<CustomNames>,
+}
+
+/// What is derived from the kind's name, unless its definition says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CustomNames {
+    pub singular: &'static str,
+    pub list_kind: &'static str,
 }
 
 impl Kind {
@@ -46,6 +58,7 @@ impl Kind {
             categories: &[],
             subresources: &[],
             storage: Storage::Stored(plural),
+            custom: None,
         }
     }
     const fn short(mut self, names: &'static [&'static str]) -> Self {
@@ -85,7 +98,25 @@ impl Kind {
 
     /// The name that kubectl accepts for one object: the kind in lower case.
     pub fn singular(&self) -> String {
-        self.kind.to_ascii_lowercase()
+        self.custom.map_or_else(|| self.kind.to_ascii_lowercase(), |c| c.singular.to_owned())
+    }
+
+    /// The kind of a list of such objects.
+    pub fn list_kind(&self) -> String {
+        self.custom.map_or_else(|| format!("{}List", self.kind), |c| c.list_kind.to_owned())
+    }
+
+    /// Whether a CustomResourceDefinition made this kind.
+    pub fn is_custom(&self) -> bool {
+        self.custom.is_some()
+    }
+
+    /// A kind that lives as long as the program. The same kind made again is the first one: definitions come and go,
+    /// but the distinct ones are few.
+    pub fn interned(self) -> &'static Kind {
+        static MADE: Mutex<BTreeMap<String, &'static Kind>> = Mutex::new(BTreeMap::new());
+        let key = format!("{self:?}");
+        MADE.lock().unwrap_or_else(|e| e.into_inner()).entry(key).or_insert_with(|| Box::leak(Box::new(self)))
     }
 
     /// Name in the table of fields, such as `api.apps.v1.Deployment`.
@@ -260,6 +291,31 @@ pub static KINDS: &[Kind] = &[
     Kind::new(RESOURCE, "v1", "ResourceSlice", "resourceslices", CLUSTER),
 ];
 
+/// A text that lives as long as the program, as the names of kinds do. The same text is kept once.
+pub fn interned(text: &str) -> &'static str {
+    static KEPT: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut kept = KEPT.lock().unwrap_or_else(|e| e.into_inner());
+    if let Some(found) = kept.get(text) {
+        return found;
+    }
+    let text: &'static str = Box::leak(text.into());
+    kept.insert(text);
+    text
+}
+
+/// A list of texts that lives as long as the program.
+pub fn interned_list(list: &[&str]) -> &'static [&'static str] {
+    static KEPT: Mutex<BTreeSet<&'static [&'static str]>> = Mutex::new(BTreeSet::new());
+    let list: Vec<&'static str> = list.iter().map(|t| interned(t)).collect();
+    let mut kept = KEPT.lock().unwrap_or_else(|e| e.into_inner());
+    if let Some(found) = kept.get(list.as_slice()) {
+        return found;
+    }
+    let list: &'static [&'static str] = Box::leak(list.into());
+    kept.insert(list);
+    list
+}
+
 /// The kind of a resource, by group, version and plural.
 pub fn by_resource(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
     type Index = HashMap<(&'static str, &'static str, &'static str), &'static Kind>;
@@ -281,8 +337,6 @@ pub fn by_api_version(api_version: &str, kind: &str) -> Option<&'static Kind> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
     use crate::fields;
 

@@ -198,6 +198,11 @@ impl Cache {
         &self.prefix
     }
 
+    /// The fields that selectors may name.
+    pub fn selectable(&self) -> &'static [&'static str] {
+        self.indexing.selectable
+    }
+
     pub fn indexing(&self) -> Indexing {
         self.indexing
     }

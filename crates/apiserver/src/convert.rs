@@ -4,7 +4,12 @@ use serde_json::{Map, Value, json};
 use skiff_api::{Kind, kinds::Storage};
 
 /// An object as it is stored, from the version that the client wrote.
+///
+/// A custom kind's objects stay in that version: its schema is the one that they are checked against.
 pub fn to_stored(kind: &Kind, mut value: Value) -> Value {
+    if kind.is_custom() {
+        return value;
+    }
     let Storage::Version { group, version } = kind.storage else { return value };
     match (kind.group, kind.kind) {
         ("events.k8s.io", _) => rename(&mut value, EVENT, true),

@@ -2,14 +2,14 @@
 
 use http::{HeaderMap, HeaderValue, Response, header};
 use serde_json::{Value, json};
-use skiff_api::{Kind, kinds::KINDS};
+use skiff_api::Kind;
 
 use crate::http::{Body, JSON, json as json_response, respond};
 
 /// Groups in the order in which clients prefer them, upstream's.
-fn groups() -> Vec<&'static str> {
+fn groups(kinds: &[&'static Kind]) -> Vec<&'static str> {
     let mut groups: Vec<&str> = Vec::new();
-    for kind in KINDS.iter().filter(|k| !k.group.is_empty()) {
+    for kind in kinds.iter().filter(|k| !k.group.is_empty()) {
         if !groups.contains(&kind.group) {
             groups.push(kind.group);
         }
@@ -18,9 +18,9 @@ fn groups() -> Vec<&'static str> {
 }
 
 /// Versions of a group, the preferred one first.
-fn versions(group: &str) -> Vec<&'static str> {
+fn versions(kinds: &[&'static Kind], group: &str) -> Vec<&'static str> {
     let mut versions: Vec<&str> = Vec::new();
-    for kind in KINDS.iter().filter(|k| k.group == group) {
+    for kind in kinds.iter().filter(|k| k.group == group) {
         if !versions.contains(&kind.version) {
             versions.push(kind.version);
         }
@@ -28,10 +28,10 @@ fn versions(group: &str) -> Vec<&'static str> {
     versions
 }
 
-fn kinds(group: &str, version: &str) -> Vec<&'static Kind> {
-    let mut kinds: Vec<&Kind> = KINDS.iter().filter(|k| k.group == group && k.version == version).collect();
-    kinds.sort_by_key(|k| k.plural);
-    kinds
+fn of_version(kinds: &[&'static Kind], group: &str, version: &str) -> Vec<&'static Kind> {
+    let mut of: Vec<&Kind> = kinds.iter().copied().filter(|k| k.group == group && k.version == version).collect();
+    of.sort_by_key(|k| k.plural);
+    of
 }
 
 /// Kind, group, version and verbs of a subresource.
@@ -60,8 +60,8 @@ fn subresource(kind: &Kind, name: &str) -> (&'static str, &'static str, &'static
 }
 
 /// `/api/v1`, `/apis/apps/v1`; nothing if there is no such version.
-pub fn resource_list(group: &str, version: &str) -> Option<Value> {
-    let kinds = kinds(group, version);
+pub fn resource_list(kinds: &[&'static Kind], group: &str, version: &str) -> Option<Value> {
+    let kinds = of_version(kinds, group, version);
     if kinds.is_empty() {
         return None;
     }
@@ -114,28 +114,28 @@ fn storage_hash(kind: &Kind) -> String {
     base64::engine::general_purpose::STANDARD.encode(&sha2::Sha256::digest(text)[..8])
 }
 
-fn group_value(group: &str) -> Value {
+fn group_value(kinds: &[&'static Kind], group: &str) -> Value {
     let versions: Vec<Value> =
-        versions(group).iter().map(|v| json!({"groupVersion": format!("{group}/{v}"), "version": v})).collect();
+        versions(kinds, group).iter().map(|v| json!({"groupVersion": format!("{group}/{v}"), "version": v})).collect();
     json!({"name": group, "versions": versions, "preferredVersion": versions[0]})
 }
 
 /// `/apis/apps`; nothing if there is no such group.
-pub fn api_group(group: &str) -> Option<Value> {
-    if versions(group).is_empty() || group.is_empty() {
+pub fn api_group(kinds: &[&'static Kind], group: &str) -> Option<Value> {
+    if versions(kinds, group).is_empty() || group.is_empty() {
         return None;
     }
-    let mut value = group_value(group);
+    let mut value = group_value(kinds, group);
     value["kind"] = "APIGroup".into();
     value["apiVersion"] = "v1".into();
     Some(value)
 }
 
-fn aggregated_group(group: &str) -> Value {
-    let versions: Vec<Value> = versions(group)
+fn aggregated_group(kinds: &[&'static Kind], group: &str) -> Value {
+    let versions: Vec<Value> = versions(kinds, group)
         .iter()
         .map(|version| {
-            let resources: Vec<Value> = kinds(group, version)
+            let resources: Vec<Value> = of_version(kinds, group, version)
                 .into_iter()
                 .map(|kind| {
                     let kind_of = |g: &str, v: &str, k: &str| json!({"group": g, "version": v, "kind": k});
@@ -204,9 +204,9 @@ fn aggregated(version: &str, groups: Vec<Value>) -> Response<Body> {
 }
 
 /// `/api`.
-pub fn core(headers: &HeaderMap, server_address: &str) -> Response<Body> {
+pub fn core(kinds: &[&'static Kind], headers: &HeaderMap, server_address: &str) -> Response<Body> {
     if let Some(version) = aggregated_version(headers) {
-        return aggregated(version, vec![aggregated_group("")]);
+        return aggregated(version, vec![aggregated_group(kinds, "")]);
     }
     json_response(
         200,
@@ -219,17 +219,17 @@ pub fn core(headers: &HeaderMap, server_address: &str) -> Response<Body> {
 }
 
 /// `/apis`.
-pub fn all(headers: &HeaderMap) -> Response<Body> {
+pub fn all(kinds: &[&'static Kind], headers: &HeaderMap) -> Response<Body> {
     if let Some(version) = aggregated_version(headers) {
-        return aggregated(version, groups().into_iter().map(aggregated_group).collect());
+        return aggregated(version, groups(kinds).into_iter().map(|g| aggregated_group(kinds, g)).collect());
     }
-    let groups: Vec<Value> = groups().into_iter().map(group_value).collect();
+    let groups: Vec<Value> = groups(kinds).into_iter().map(|g| group_value(kinds, g)).collect();
     json_response(200, &json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}))
 }
 
 /// Group and version of every version that is served.
-pub fn group_versions() -> Vec<(&'static str, &'static str)> {
-    std::iter::once("").chain(groups()).flat_map(|g| versions(g).into_iter().map(move |v| (g, v))).collect()
+pub fn group_versions(kinds: &[&'static Kind]) -> Vec<(&'static str, &'static str)> {
+    std::iter::once("").chain(groups(kinds)).flat_map(|g| versions(kinds, g).into_iter().map(move |v| (g, v))).collect()
 }
 
 #[cfg(test)]
@@ -238,13 +238,14 @@ mod tests {
 
     #[test]
     fn every_version_is_discovered() {
-        for (group, version) in group_versions() {
-            assert!(resource_list(group, version).is_some(), "{group}/{version}");
+        let kinds: Vec<&Kind> = skiff_api::kinds::KINDS.iter().collect();
+        for (group, version) in group_versions(&kinds) {
+            assert!(resource_list(&kinds, group, version).is_some(), "{group}/{version}");
         }
-        assert!(resource_list("nope", "v1").is_none());
-        let core = resource_list("", "v1").unwrap();
+        assert!(resource_list(&kinds, "nope", "v1").is_none());
+        let core = resource_list(&kinds, "", "v1").unwrap();
         let pods = core["resources"].as_array().unwrap().iter().find(|r| r["name"] == "pods").unwrap();
         assert_eq!(pods["shortNames"][0], "po");
-        assert_eq!(api_group("autoscaling").unwrap()["preferredVersion"]["version"], "v2");
+        assert_eq!(api_group(&kinds, "autoscaling").unwrap()["preferredVersion"]["version"], "v2");
     }
 }

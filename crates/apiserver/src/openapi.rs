@@ -17,9 +17,10 @@ use skiff_api::{
 use skiff_descriptions::Descriptions;
 
 use crate::{
-    discovery,
+    custom, discovery,
     http::{Body, JSON, respond},
     openapi_v2,
+    registry::Registry,
 };
 
 /// The documents that were made, by path such as `apis/apps/v1`. They are kept as they are mostly sent, compressed: a
@@ -31,20 +32,30 @@ pub struct OpenApi {
 
 impl OpenApi {
     /// `/openapi/v3`: where the documents are.
-    pub fn index(&self) -> Value {
+    pub fn index(registry: &Registry, kinds: &[&'static Kind]) -> Value {
         let mut paths = Map::new();
-        for (group, version) in discovery::group_versions() {
+        for (group, version) in discovery::group_versions(kinds) {
             let path = document_path(group, version);
-            // The documents change with the program alone.
-            let url = format!("/openapi/v3/{path}?hash={}", env!("CARGO_PKG_VERSION"));
+            // Documents change with the program, and with the definitions of custom kinds.
+            let hash = match registry.definitions.revision_of(group, version) {
+                0 => env!("CARGO_PKG_VERSION").to_owned(),
+                revision => format!("{}-{revision}", env!("CARGO_PKG_VERSION")),
+            };
+            let url = format!("/openapi/v3/{path}?hash={hash}");
             paths.insert(path, json!({"serverRelativeURL": url}));
         }
         json!({"paths": paths})
     }
 
     /// The answer to a request for a document; nothing if there is none at this path.
-    pub fn answer(&self, path: &str, headers: &HeaderMap) -> Option<Response<Body>> {
-        let compressed = self.document(path)?;
+    pub fn answer(
+        &self,
+        registry: &Registry,
+        kinds: &[&'static Kind],
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Option<Response<Body>> {
+        let compressed = self.document(registry, kinds, path)?;
         let mut response = if accepts_gzip(headers) {
             let mut response = respond(200, JSON, compressed);
             response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
@@ -57,13 +68,13 @@ impl OpenApi {
     }
 
     /// `/openapi/v2`: everything in one document.
-    pub fn v2(headers: &HeaderMap) -> Response<Body> {
+    pub fn v2(registry: &Registry, kinds: &[&'static Kind], headers: &HeaderMap) -> Response<Body> {
         let mut needed = BTreeSet::new();
         for name in [DELETE_OPTIONS, STATUS, PATCH] {
             need(name, &mut needed);
         }
         let mut paths = BTreeMap::new();
-        for kind in KINDS {
+        for kind in kinds {
             need_kind(kind, &mut needed);
             let mut of_kind = Map::new();
             add_paths(kind, &mut of_kind, &mut needed);
@@ -72,22 +83,26 @@ impl OpenApi {
         let descriptions = Descriptions::load();
         let definitions = needed.into_iter().filter_map(fields::lookup);
         let definitions = definitions.map(|def| (format!("io.k8s.{}", def.name), schema(def, &descriptions)));
-        openapi_v2::answer(headers, paths.into_iter(), definitions)
+        let custom = published(registry, kinds).into_iter();
+        openapi_v2::answer(headers, paths.into_iter(), custom.chain(definitions))
     }
 
     /// A document by its path, compressed with gzip.
-    fn document(&self, path: &str) -> Option<Bytes> {
+    fn document(&self, registry: &Registry, kinds: &[&'static Kind], path: &str) -> Option<Bytes> {
         let (group, version) = match path.split('/').collect::<Vec<_>>().as_slice() {
             ["api", version] => (String::new(), (*version).to_owned()),
             ["apis", group, version] => ((*group).to_owned(), (*version).to_owned()),
             _ => return None,
         };
-        let kinds: Vec<&Kind> = KINDS.iter().filter(|k| k.group == group && k.version == version).collect();
+        let kinds: Vec<&Kind> = kinds.iter().copied().filter(|k| k.group == group && k.version == version).collect();
         if kinds.is_empty() {
             return None;
         }
+        if kinds.iter().any(|k| k.is_custom()) {
+            return Some(packed(&document(registry, &kinds)));
+        }
         let mut made = self.made.lock();
-        Some(made.entry(path.to_owned()).or_insert_with(|| packed(&document(&kinds))).clone())
+        Some(made.entry(path.to_owned()).or_insert_with(|| packed(&document(registry, &kinds))).clone())
     }
 }
 
@@ -117,7 +132,16 @@ const DELETE_OPTIONS: &str = "apimachinery.pkg.apis.meta.v1.DeleteOptions";
 const STATUS: &str = "apimachinery.pkg.apis.meta.v1.Status";
 const PATCH: &str = "apimachinery.pkg.apis.meta.v1.Patch";
 
-fn document(kinds: &[&Kind]) -> Value {
+/// The schemas of the custom ones among these kinds.
+fn published(registry: &Registry, kinds: &[&'static Kind]) -> Vec<(String, Value)> {
+    if !kinds.iter().any(|k| k.is_custom()) {
+        return Vec::new();
+    }
+    let custom: Vec<&'static Kind> = kinds.iter().copied().filter(|k| k.is_custom()).collect();
+    custom::published(&registry.builtin(custom::GROUP, custom::PLURAL).cache, &custom)
+}
+
+fn document(registry: &Registry, kinds: &[&'static Kind]) -> Value {
     let mut needed = BTreeSet::new();
     let mut paths = Map::new();
     for kind in kinds {
@@ -127,7 +151,7 @@ fn document(kinds: &[&Kind]) -> Value {
     for name in [DELETE_OPTIONS, STATUS, PATCH] {
         need(name, &mut needed);
     }
-    let mut schemas = Map::new();
+    let mut schemas: Map<String, Value> = published(registry, kinds).into_iter().collect();
     let descriptions = Descriptions::load();
     for name in needed {
         if let Some(def) = fields::lookup(name) {
@@ -144,6 +168,12 @@ fn document(kinds: &[&Kind]) -> Value {
 
 /// The types of a kind and of its lists.
 fn need_kind(kind: &Kind, needed: &mut BTreeSet<&'static str>) {
+    if kind.is_custom() {
+        for name in ["ObjectMeta", "ListMeta"] {
+            need(&format!("apimachinery.pkg.apis.meta.v1.{name}"), needed);
+        }
+        return;
+    }
     need(&kind.type_name(), needed);
     need(&format!("{}List", kind.type_name()), needed);
 }
@@ -271,11 +301,26 @@ fn parameter(name: &str, place: &str, ty: &str) -> Value {
     json!({"name": name, "in": place, "required": place == "path", "schema": {"type": ty, "uniqueItems": true}})
 }
 
+/// The names of a kind's definition and of its lists'.
+fn names_of(kind: &Kind) -> (String, String) {
+    if kind.is_custom() {
+        return (custom::definition_name(kind), custom::list_definition_name(kind));
+    }
+    let name = built_in(&kind.type_name());
+    (name.clone(), format!("{name}List"))
+}
+
+/// The name of a built-in type's definition.
+fn built_in(type_name: &str) -> String {
+    format!("io.k8s.{type_name}")
+}
+
 fn add_paths(kind: &Kind, paths: &mut Map<String, Value>, needed: &mut BTreeSet<&'static str>) {
     let base = format!("/{}", document_path(kind.group, kind.version));
-    let type_name = kind.type_name();
+    let (type_name, list_name) = names_of(kind);
+    let (delete_options, status, patch) = (built_in(DELETE_OPTIONS), built_in(STATUS), built_in(PATCH));
     let content =
-        |name: &str| json!({"application/json": {"schema": {"$ref": format!("#/components/schemas/io.k8s.{name}")}}});
+        |name: &str| json!({"application/json": {"schema": {"$ref": format!("#/components/schemas/{name}")}}});
     let gvk = json!({"group": kind.group, "version": kind.version, "kind": kind.kind});
     let operation = |action: &str, body: Option<(&str, &[&str])>, answer: &str, parameters: &[(&str, &str)]| -> Value {
         let mut op = json!({
@@ -286,10 +331,7 @@ fn add_paths(kind: &Kind, paths: &mut Map<String, Value>, needed: &mut BTreeSet<
         if let Some((name, types)) = body {
             let mut media = Map::new();
             for ty in types {
-                media.insert(
-                    (*ty).to_owned(),
-                    json!({"schema": {"$ref": format!("#/components/schemas/io.k8s.{name}")}}),
-                );
+                media.insert((*ty).to_owned(), json!({"schema": {"$ref": format!("#/components/schemas/{name}")}}));
             }
             op["requestBody"] = json!({"content": media});
         }
@@ -320,10 +362,9 @@ fn add_paths(kind: &Kind, paths: &mut Map<String, Value>, needed: &mut BTreeSet<
     const ANY: &[&str] = &["*/*"];
     const PATCHES: &[&str] =
         &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+    let patches = if kind.is_custom() { &PATCHES[..2] } else { PATCHES };
     let verbs = kind.verbs();
     let has = |verb: &str| verbs.contains(&verb);
-    let list_name = format!("{type_name}List");
-
     let collection = if kind.namespaced {
         format!("{base}/namespaces/{{namespace}}/{}", kind.plural)
     } else {
@@ -345,10 +386,10 @@ fn add_paths(kind: &Kind, paths: &mut Map<String, Value>, needed: &mut BTreeSet<
         item["get"] = operation("list", None, &list_name, LIST);
     }
     if has("create") {
-        item["post"] = operation("post", Some((&type_name, ANY)), &type_name, WRITE);
+        item["post"] = operation("post", Some((type_name.as_str(), ANY)), &type_name, WRITE);
     }
     if has("deletecollection") {
-        item["delete"] = operation("deletecollection", Some((DELETE_OPTIONS, ANY)), STATUS, LIST);
+        item["delete"] = operation("deletecollection", Some((delete_options.as_str(), ANY)), &status, LIST);
     }
     paths.insert(collection.clone(), item);
     if kind.namespaced && has("list") {
@@ -360,23 +401,25 @@ fn add_paths(kind: &Kind, paths: &mut Map<String, Value>, needed: &mut BTreeSet<
     let object = format!("{collection}/{{name}}");
     let mut item = json!({"parameters": path_parameters(true), "get": operation("get", None, &type_name, &[])});
     if has("update") {
-        item["put"] = operation("put", Some((&type_name, ANY)), &type_name, WRITE);
-        item["patch"] = operation("patch", Some((PATCH, PATCHES)), &type_name, WRITE);
-        item["delete"] = operation("delete", Some((DELETE_OPTIONS, ANY)), STATUS, DELETE);
+        item["put"] = operation("put", Some((type_name.as_str(), ANY)), &type_name, WRITE);
+        item["patch"] = operation("patch", Some((patch.as_str(), patches)), &type_name, WRITE);
+        item["delete"] = operation("delete", Some((delete_options.as_str(), ANY)), &status, DELETE);
     }
     paths.insert(object.clone(), item);
     for sub in kind.subresources {
         let name = match *sub {
-            "scale" => "api.autoscaling.v1.Scale",
+            "scale" => {
+                need("api.autoscaling.v1.Scale", needed);
+                "io.k8s.api.autoscaling.v1.Scale"
+            }
             "status" | "approval" | "finalize" | "ephemeralcontainers" | "resize" => type_name.as_str(),
             _ => continue,
         };
-        need(name, needed);
         let item = json!({
             "parameters": path_parameters(true),
             "get": operation("get", None, name, &[]),
             "put": operation("put", Some((name, ANY)), name, WRITE),
-            "patch": operation("patch", Some((PATCH, PATCHES)), name, WRITE),
+            "patch": operation("patch", Some((patch.as_str(), patches)), name, WRITE),
         });
         paths.insert(format!("{object}/{sub}"), item);
     }
@@ -386,10 +429,14 @@ fn add_paths(kind: &Kind, paths: &mut Map<String, Value>, needed: &mut BTreeSet<
 mod tests {
     use super::*;
 
-    #[test]
-    fn documents_are_whole() {
-        let api = OpenApi::default();
-        let doc: Value = serde_json::from_slice(&unpacked(&api.document("apis/apps/v1").unwrap())).unwrap();
+    #[tokio::test]
+    async fn documents_are_whole() {
+        let store: std::sync::Arc<dyn skiff_store::Store> =
+            std::sync::Arc::new(skiff_store::memory::MemoryStore::new());
+        let (api, registry) = (OpenApi::default(), Registry::new(&store));
+        let kinds: Vec<&Kind> = KINDS.iter().collect();
+        let document = |path: &str| api.document(&registry, &kinds, path);
+        let doc: Value = serde_json::from_slice(&unpacked(&document("apis/apps/v1").unwrap())).unwrap();
         let schemas = &doc["components"]["schemas"];
         let replicas = &schemas["io.k8s.api.apps.v1.DeploymentSpec"]["properties"]["replicas"];
         assert!(replicas["description"].as_str().unwrap().starts_with("Number of desired pods."));
@@ -404,9 +451,9 @@ mod tests {
         }
         let patch = &doc["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
         assert!(patch["parameters"].as_array().unwrap().iter().any(|p| p["name"] == "fieldValidation"));
-        assert!(api.document("apis/nope/v1").is_none());
-        for (g, v) in discovery::group_versions() {
-            assert!(api.document(&document_path(g, v)).is_some());
+        assert!(document("apis/nope/v1").is_none());
+        for (g, v) in discovery::group_versions(&kinds) {
+            assert!(document(&document_path(g, v)).is_some());
         }
     }
 }

@@ -10,6 +10,7 @@ use skiff_store::Revision;
 
 use crate::{
     convert,
+    custom::{Version, columns},
     http::{Body, JSON, respond},
     object::Object,
     registry::{Strategy, strategy::Column},
@@ -74,6 +75,8 @@ pub struct Renderer<'a> {
     /// The kind that was asked for, maybe another version of the stored one.
     pub kind: &'static Kind,
     pub strategy: &'static Strategy,
+    /// For a custom kind: the version that was asked for.
+    pub version: Option<&'a Version>,
     pub accepted: Accepted,
     /// `includeObject` of tables.
     pub include: &'a str,
@@ -111,8 +114,8 @@ impl Renderer<'_> {
         let body: Bytes = match self.accepted.form {
             Form::Object => {
                 let head = format!(
-                    "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{meta},\"items\":[",
-                    self.kind.kind,
+                    "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{meta},\"items\":[",
+                    self.kind.list_kind(),
                     self.kind.api_version()
                 );
                 let size: usize = objects.iter().map(|o| o.bytes.len() + 1).sum();
@@ -184,7 +187,14 @@ impl Renderer<'_> {
 
     fn table(&self, objects: &[Value], meta: Value, describe: bool) -> Value {
         let column = |c: &Column| json!({"name": c.name, "type": c.ty, "format": c.format, "description": c.name, "priority": c.priority});
-        let columns: Option<Vec<Value>> = describe.then(|| self.strategy.columns.iter().map(column).collect());
+        let columns: Option<Vec<Value>> = describe.then(|| match self.version {
+            Some(version) => columns::definitions(&version.columns),
+            None => self.strategy.columns.iter().map(column).collect(),
+        });
+        let row = |o: &Value| match self.version {
+            Some(version) => columns::cells(&version.columns, o),
+            None => (self.strategy.row)(o).into_iter().map(|c| if c.is_null() { "".into() } else { c }).collect(),
+        };
         let rows: Vec<Value> = objects
             .iter()
             .map(|o| {
@@ -193,8 +203,7 @@ impl Renderer<'_> {
                     "Object" => o.clone(),
                     _ => partial(o),
                 };
-                let cells: Vec<Value> =
-                    (self.strategy.row)(o).into_iter().map(|c| if c.is_null() { "".into() } else { c }).collect();
+                let cells: Vec<Value> = row(o);
                 json!({"cells": cells, "object": object})
             })
             .collect();

@@ -13,6 +13,7 @@ use crate::{
     auth::User,
     cache::{CacheError, CacheWatch, Signal, event_line},
     convert,
+    custom::Version,
     http::{Body, JSON, respond, streamed},
     object::meta_str,
     registry::{
@@ -31,6 +32,8 @@ pub struct Asked<'a> {
     pub user: &'a User,
     pub kind: &'static Kind,
     pub resource: &'a Arc<Resource>,
+    /// For a custom kind: the version that was asked for.
+    pub version: Option<Arc<Version>>,
     pub accepted: Accepted,
     pub body: Bytes,
 }
@@ -40,6 +43,7 @@ impl Asked<'_> {
         Renderer {
             kind: self.kind,
             strategy: self.resource.strategy,
+            version: self.version.as_deref(),
             accepted: self.accepted,
             include: self.query.get("includeObject").unwrap_or_default(),
         }
@@ -48,6 +52,16 @@ impl Asked<'_> {
     /// The namespace of the object; none for what is not in one.
     pub fn namespace(&self) -> &str {
         if self.kind.namespaced { &self.info.namespace } else { "" }
+    }
+
+    /// The object of the body, and the warnings that it deserves.
+    pub fn decoded(&self, validation: FieldValidation) -> Result<(Value, Vec<String>), Status> {
+        decode_object(self.kind, self.media_type(), &self.body, validation, self.version.as_deref())
+    }
+
+    /// What users of a deprecated version are told.
+    fn deprecation(&self) -> Vec<String> {
+        self.version.as_ref().map(|v| v.warnings()).unwrap_or_default()
     }
 
     /// Media type of the body, without parameters.
@@ -59,6 +73,9 @@ impl Asked<'_> {
 
 /// Media types of objects in requests.
 const OBJECT_TYPES: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+const CUSTOM_PATCH_TYPES: &[&str] = &["application/json-patch+json", "application/merge-patch+json"];
+/// Custom kinds have no protobuf form.
+const CUSTOM_TYPES: &[&str] = &["application/json", "application/yaml"];
 const PATCH_TYPES: &[&str] =
     &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
 
@@ -98,7 +115,11 @@ pub fn decode_object(
     media_type: &str,
     body: &[u8],
     validation: FieldValidation,
+    version: Option<&Version>,
 ) -> Result<(Value, Vec<String>), Status> {
+    if version.is_some() && !["", "*/*"].contains(&media_type) && !CUSTOM_TYPES.contains(&media_type) {
+        return Err(Status::unsupported_media_type(CUSTOM_TYPES));
+    }
     let unrecognized = |why: &str| {
         Status::bad_request(format!(
             "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse error: {why} ({})",
@@ -132,7 +153,7 @@ pub fn decode_object(
     }
     value["apiVersion"] = api_version.into();
     value["kind"] = kind.kind.into();
-    let unknown = conform(kind, &mut value)?;
+    let unknown = conform(kind, &mut value, version)?;
     let mut problems: Vec<String> = duplicates.iter().map(|d| format!("duplicate field {d:?}")).collect();
     problems.extend(unknown.iter().map(|u| format!("unknown field {u:?}")));
     match validation {
@@ -149,8 +170,12 @@ pub fn decode_object(
 }
 
 /// Brings a value into the form of its kind; the unknown fields are returned.
-fn conform(kind: &Kind, value: &mut Value) -> Result<Vec<String>, Status> {
-    decode::conform(value, &kind.type_name()).map_err(|e| {
+fn conform(kind: &Kind, value: &mut Value, version: Option<&Version>) -> Result<Vec<String>, Status> {
+    let conformed = match version {
+        Some(version) => version.conform(value),
+        None => decode::conform(value, &kind.type_name()),
+    };
+    conformed.map_err(|e| {
         Status::bad_request(format!(
             "{} in version {:?} cannot be handled as a {}: {e}",
             kind.kind, kind.version, kind.kind
@@ -211,7 +236,7 @@ fn check_fields(asked: &Asked<'_>, options: &ListOptions) -> Result<(), Status> 
     for (path, ..) in &options.filter.fields.terms {
         let known = path == "metadata.name"
             || (path == "metadata.namespace" && asked.kind.namespaced)
-            || asked.resource.strategy.selectable.contains(&path.as_str());
+            || asked.resource.cache.selectable().contains(&path.as_str());
         if !known {
             return Err(Status::bad_request(format!("field label not supported: {path}")));
         }
@@ -349,6 +374,7 @@ pub async fn watch(asked: &Asked<'_>) -> Result<Response<Body>, Status> {
         watch,
         kind: asked.kind,
         strategy: asked.resource.strategy,
+        version: asked.version.clone(),
         accepted: asked.accepted,
         include,
         bookmarks: options.bookmarks,
@@ -369,6 +395,7 @@ struct WatchState {
     watch: CacheWatch,
     kind: &'static Kind,
     strategy: &'static crate::registry::Strategy,
+    version: Option<Arc<Version>>,
     accepted: Accepted,
     include: String,
     bookmarks: bool,
@@ -401,13 +428,19 @@ impl WatchState {
     }
 
     fn renderer(&self) -> Renderer<'_> {
-        Renderer { kind: self.kind, strategy: self.strategy, accepted: self.accepted, include: &self.include }
+        Renderer {
+            kind: self.kind,
+            strategy: self.strategy,
+            version: self.version.as_deref(),
+            accepted: self.accepted,
+            include: &self.include,
+        }
     }
 }
 
 pub async fn create(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
     let options = WriteOptions::parse(asked.query)?;
-    let (value, mut warnings) = decode_object(asked.kind, asked.media_type(), &asked.body, options.field_validation)?;
+    let (value, mut warnings) = asked.decoded(options.field_validation)?;
     let mut value = convert::to_stored(asked.kind, value);
     warnings.extend((asked.resource.strategy.warnings)(&value));
     if asked.kind.kind == "CertificateSigningRequest" {
@@ -425,13 +458,14 @@ pub async fn create(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>
     let written = engine.create(&cx, asked.resource, asked.namespace(), value).await?;
     let mut response = asked.renderer().object(201, &written.bytes);
     warn(&mut response, &warnings);
+    warn(&mut response, &asked.deprecation());
     Ok(response)
 }
 
 /// An update of the object or of a subresource that has the object's own kind.
 pub async fn update(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Response<Body>, Status> {
     let options = WriteOptions::parse(asked.query)?;
-    let (value, warnings) = decode_object(asked.kind, asked.media_type(), &asked.body, options.field_validation)?;
+    let (value, warnings) = asked.decoded(options.field_validation)?;
     let name = &asked.info.name;
     let given = meta_str(&value, "name");
     if given.is_empty() {
@@ -469,6 +503,7 @@ pub async fn update(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Re
     };
     let mut response = asked.renderer().object(code, &written.bytes);
     warn(&mut response, &warnings);
+    warn(&mut response, &asked.deprecation());
     Ok(response)
 }
 
@@ -499,9 +534,12 @@ pub fn patched(
     media_type: &str,
     body: &[u8],
     validation: FieldValidation,
+    version: Option<Arc<Version>>,
 ) -> Result<impl Fn(&Value) -> Result<(Value, Vec<String>), Status> + Sync + use<>, Status> {
-    if !PATCH_TYPES.contains(&media_type) {
-        return Err(Status::unsupported_media_type(PATCH_TYPES));
+    // What a strategic merge would go by is known of built-in kinds alone.
+    let types = if version.is_some() { CUSTOM_PATCH_TYPES } else { PATCH_TYPES };
+    if !types.contains(&media_type) {
+        return Err(Status::unsupported_media_type(types));
     }
     let decoded = match decode::json(body) {
         Ok(decoded) => decoded,
@@ -546,7 +584,7 @@ pub fn patched(
                 )));
             }
         }
-        let unknown = conform(kind, &mut value).map_err(|e| bad_patch(&patch, &e.message))?;
+        let unknown = conform(kind, &mut value, version.as_deref()).map_err(|e| bad_patch(&patch, &e.message))?;
         let mut problems: Vec<String> = decoded.duplicates.iter().map(|d| format!("duplicate field {d:?}")).collect();
         problems.extend(unknown.iter().map(|u| format!("unknown field {u:?}")));
         if validation == FieldValidation::Strict && !problems.is_empty() {
@@ -558,7 +596,8 @@ pub fn patched(
 
 pub async fn patch(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Response<Body>, Status> {
     let options = WriteOptions::parse(asked.query)?;
-    let change = patched(asked.kind, asked.media_type(), &asked.body, options.field_validation)?;
+    let version = asked.version.clone();
+    let change = patched(asked.kind, asked.media_type(), &asked.body, options.field_validation, version)?;
     let warnings = parking_lot::Mutex::new(Vec::new());
     let kind = asked.kind;
     let apply = |old: &Value| {

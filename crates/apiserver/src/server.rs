@@ -18,7 +18,7 @@ use hyper_util::{
     server::conn::auto,
 };
 use serde_json::{Value, json};
-use skiff_api::{Kind, Status, kinds};
+use skiff_api::{Kind, Status};
 use skiff_store::Store;
 use tokio::net::TcpListener;
 
@@ -26,7 +26,7 @@ use crate::{
     admission::Admission,
     auth::{self, ServiceAccountTokens, User},
     authn::Authenticator,
-    bootstrap, discovery,
+    bootstrap, custom, discovery,
     http::{Body, BoxError, failure, full, json as json_response, read_body, respond, text},
     metrics::Metrics,
     openapi::OpenApi,
@@ -97,6 +97,7 @@ impl ApiServer {
             ready: false.into(),
         });
         bootstrap::run(&server.engine, config.advertise).await?;
+        tokio::spawn(custom::controller::run(Arc::downgrade(&server)));
         server.ready.store(true, std::sync::atomic::Ordering::Release);
         Ok(server)
     }
@@ -146,10 +147,9 @@ impl ApiServer {
         let user = self.impersonate(user, request.headers())?;
         self.authorize(&user, info)?;
         if !info.is_resource {
-            return self.path(info, &request);
+            return self.path(info, request.method(), request.headers()).await;
         }
-        let kind =
-            kinds::by_resource(&info.group, &info.version, &info.resource).ok_or_else(Status::no_such_resource)?;
+        let kind = self.engine.registry.kind(&info.group, &info.version, &info.resource).await?;
         let unbounded = info.verb == "watch" || proxies(&info.subresource);
         let work = self.resource(user, kind, info, query, request);
         if unbounded {
@@ -228,33 +228,45 @@ impl ApiServer {
     }
 
     /// Paths that are no resources.
-    fn path(&self, info: &RequestInfo, request: &Request<Body>) -> Result<Response<Body>, Status> {
+    async fn path(
+        &self,
+        info: &RequestInfo,
+        method: &Method,
+        headers: &http::HeaderMap,
+    ) -> Result<Response<Body>, Status> {
         let parts: Vec<&str> = info.path.split('/').filter(|p| !p.is_empty()).collect();
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        if !matches!(*method, Method::GET | Method::HEAD) {
             return Err(Status::method_not_allowed());
         }
-        let headers = request.headers();
+        let registry = &self.engine.registry;
+        let kinds = match parts.first() {
+            None | Some(&("api" | "apis" | "openapi")) => registry.kinds().await?,
+            _ => Vec::new(),
+        };
         Ok(match parts.as_slice() {
-            [] => json_response(200, &root_paths()),
+            [] => json_response(200, &root_paths(&kinds)),
             ["version"] => json_response(200, &version()),
             ["livez" | "healthz", ..] => text(200, "ok"),
             ["readyz", ..] => self.readyz(),
             ["metrics"] => {
                 respond(200, "text/plain; version=0.0.4; charset=utf-8", self.metrics.text(&self.engine.registry))
             }
-            ["api"] => discovery::core(headers, &self.advertise.to_string()),
-            ["apis"] => discovery::all(headers),
+            ["api"] => discovery::core(&kinds, headers, &self.advertise.to_string()),
+            ["apis"] => discovery::all(&kinds, headers),
             ["api", version] => {
-                json_response(200, &discovery::resource_list("", version).ok_or_else(Status::no_such_resource)?)
+                json_response(200, &discovery::resource_list(&kinds, "", version).ok_or_else(Status::no_such_resource)?)
             }
-            ["apis", group] => json_response(200, &discovery::api_group(group).ok_or_else(Status::no_such_resource)?),
-            ["apis", group, version] => {
-                json_response(200, &discovery::resource_list(group, version).ok_or_else(Status::no_such_resource)?)
+            ["apis", group] => {
+                json_response(200, &discovery::api_group(&kinds, group).ok_or_else(Status::no_such_resource)?)
             }
-            ["openapi", "v2"] => OpenApi::v2(headers),
-            ["openapi", "v3"] => json_response(200, &self.openapi.index()),
+            ["apis", group, version] => json_response(
+                200,
+                &discovery::resource_list(&kinds, group, version).ok_or_else(Status::no_such_resource)?,
+            ),
+            ["openapi", "v2"] => OpenApi::v2(registry, &kinds, headers),
+            ["openapi", "v3"] => json_response(200, &OpenApi::index(registry, &kinds)),
             ["openapi", "v3", rest @ ..] => {
-                self.openapi.answer(&rest.join("/"), headers).ok_or_else(Status::no_such_resource)?
+                self.openapi.answer(registry, &kinds, &rest.join("/"), headers).ok_or_else(Status::no_such_resource)?
             }
             [".well-known", "openid-configuration"] => json_response(
                 200,
@@ -268,7 +280,7 @@ impl ApiServer {
             ),
             ["api" | "apis", ..] => return Err(Status::no_such_resource()),
             // Whoever is lost is told where he could go.
-            _ => json_response(404, &root_paths()),
+            _ => json_response(404, &root_paths(&registry.kinds().await?)),
         })
     }
 
@@ -306,7 +318,9 @@ impl ApiServer {
         let Some(resource) = self.engine.registry.stored(kind) else {
             return self.review(user, kind, info, query, &parts.headers, accepted, body).await;
         };
-        let asked = Asked { info, query, headers: &parts.headers, user: &user, kind, resource, accepted, body };
+        let version = resource.version(kind.version);
+        let headers = &parts.headers;
+        let asked = Asked { info, query, headers, user: &user, kind, resource: &resource, version, accepted, body };
         self.verb(&asked).await
     }
 
@@ -358,7 +372,17 @@ impl ApiServer {
         }
         if kind.kind == "Binding" {
             let pods = self.engine.registry.builtin("", "pods");
-            let asked = Asked { info, query, headers, user: &user, kind: pods.kind, resource: pods, accepted, body };
+            let asked = Asked {
+                info,
+                query,
+                headers,
+                user: &user,
+                kind: pods.kind,
+                resource: pods,
+                version: None,
+                accepted,
+                body,
+            };
             let binding = resources::decode_bytes(asked.media_type(), &asked.body)?.value;
             let name = binding["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             return subresources::bind(&self.engine, &asked, &name).await;
@@ -366,7 +390,7 @@ impl ApiServer {
         let media_type = headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let media_type = media_type.split(';').next().unwrap_or_default();
         let options = crate::request::WriteOptions::parse(query)?;
-        let (value, warnings) = resources::decode_object(kind, media_type, &body, options.field_validation)?;
+        let (value, warnings) = resources::decode_object(kind, media_type, &body, options.field_validation, None)?;
         let answer = match kind.kind {
             "TokenReview" => self.authenticator.review(value).await,
             "SelfSubjectRulesReview" => reviews::rules(&self.authorizer, value, &user)?,
@@ -416,6 +440,10 @@ impl ApiServer {
     /// Whether resources of a kind are served here at all, for those who enter in process.
     pub fn registry(&self) -> &Arc<Registry> {
         &self.engine.registry
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     /// Signs tokens of service accounts.
@@ -478,10 +506,10 @@ fn proxies(subresource: &str) -> bool {
     ["log", "exec", "attach", "portforward", "proxy"].contains(&subresource)
 }
 
-fn root_paths() -> Value {
+fn root_paths(kinds: &[&'static Kind]) -> Value {
     let mut paths: Vec<String> =
         vec!["/.well-known/openid-configuration".into(), "/api".into(), "/api/v1".into(), "/apis".into()];
-    for (group, version) in discovery::group_versions().into_iter().filter(|(g, _)| !g.is_empty()) {
+    for (group, version) in discovery::group_versions(kinds).into_iter().filter(|(g, _)| !g.is_empty()) {
         paths.push(format!("/apis/{group}"));
         paths.push(format!("/apis/{group}/{version}"));
     }

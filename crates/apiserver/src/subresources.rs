@@ -9,12 +9,13 @@ use skiff_api::{
 
 use crate::{
     auth::{Bound, ServiceAccountTokens, TokenRequest},
+    custom::{Scale, columns},
     http::{Body, json as json_response},
     object::{meta_mut, meta_str},
     registry::engine::{Context, Deleted, Engine, Part, cache_status},
     render::encoded,
     request::{FieldValidation, WriteOptions},
-    resources::{Asked, decode_bytes, decode_object, delete_options, patched},
+    resources::{Asked, decode_bytes, delete_options, patched},
 };
 
 /// The body as an object of a type that is no kind of the table.
@@ -25,13 +26,27 @@ fn body_of(asked: &Asked<'_>, type_name: &str) -> Result<Value, Status> {
 }
 
 /// `metadata` of an object that stands for another one.
-fn scale_of(object: &Value) -> Value {
+fn scale_of(object: &Value, of: Option<&Scale>) -> Value {
     let meta = &object["metadata"];
     let mut metadata = json!({});
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         if !meta[field].is_null() {
             metadata[field] = meta[field].clone();
         }
+    }
+    if let Some(of) = of {
+        let number = |path: &str| columns::at(path, object).and_then(Value::as_i64).unwrap_or(0);
+        let mut status = json!({"replicas": number(&of.status_replicas)});
+        if let Some(selector) = of.selector.as_deref().and_then(|path| columns::at(path, object)) {
+            status["selector"] = selector.clone();
+        }
+        return json!({
+            "kind": "Scale",
+            "apiVersion": "autoscaling/v1",
+            "metadata": metadata,
+            "spec": {"replicas": number(&of.spec_replicas)},
+            "status": status,
+        });
     }
     let selector = &object["spec"]["selector"];
     let selector = if object["kind"] == "ReplicationController" {
@@ -49,12 +64,26 @@ fn scale_of(object: &Value) -> Value {
     })
 }
 
+/// Sets the field at a pointer such as `/spec/replicas`; what leads there is made.
+fn set_at(value: &mut Value, pointer: &str, wanted: Value) {
+    let mut at = value;
+    for part in pointer.split('/').filter(|p| !p.is_empty()) {
+        if !at[part].is_object() && !at[part].is_null() && !at[part].is_number() {
+            return;
+        }
+        at = &mut at[part];
+    }
+    *at = wanted;
+}
+
 /// `scale`: the number of replicas of anything that has one.
 pub async fn scale(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
     const SCALE: &str = "api.autoscaling.v1.Scale";
+    let version = asked.version.clone();
+    let of = version.as_ref().and_then(|v| v.scale.as_ref());
     if asked.info.verb == "get" {
         let object = engine.get(asked.resource, asked.namespace(), &asked.info.name).await?;
-        return Ok(encoded(asked.accepted, 200, scale_of(&object.value()).to_string().into()));
+        return Ok(encoded(asked.accepted, 200, scale_of(&object.value(), of).to_string().into()));
     }
     let options = WriteOptions::parse(asked.query)?;
     let media_type = asked.headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
@@ -66,7 +95,7 @@ pub async fn scale(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>,
         body_of(asked, SCALE)?
     };
     let change = |old: &Value| {
-        let mut scale = scale_of(old);
+        let mut scale = scale_of(old, of);
         if is_patch {
             let bad = |e: patch::PatchError| Status::bad_request(e.to_string());
             match media_type.as_str() {
@@ -99,7 +128,8 @@ pub async fn scale(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>,
             return Err(Status::invalid("autoscaling", "Scale", &asked.info.name, &[e]));
         }
         let mut new = old.clone();
-        new["spec"]["replicas"] = replicas.into();
+        let path = of.map_or("/spec/replicas".to_owned(), |of| of.spec_replicas.replace('.', "/"));
+        set_at(&mut new, &path, replicas.into());
         let meta = meta_mut(&mut new);
         match scale["metadata"]["resourceVersion"].as_str().filter(|v| !v.is_empty()) {
             Some(rv) => meta.insert("resourceVersion".into(), rv.into()),
@@ -111,7 +141,7 @@ pub async fn scale(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>,
     let written =
         engine.update(&cx, asked.resource, asked.namespace(), &asked.info.name, Part::Main, "scale", &change).await?;
     let value: Value = serde_json::from_slice(&written.bytes).map_err(Status::internal)?;
-    Ok(encoded(asked.accepted, 200, scale_of(&value).to_string().into()))
+    Ok(encoded(asked.accepted, 200, scale_of(&value, of).to_string().into()))
 }
 
 /// `pods/binding`: a pod gets its node, once.
@@ -341,7 +371,7 @@ pub async fn token(
 /// `namespaces/finalize`: changes the finalizers of the spec; without any left, a deleted namespace goes.
 pub async fn finalize(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
     let options = WriteOptions::parse(asked.query)?;
-    let (value, _) = decode_object(asked.kind, asked.media_type(), &asked.body, options.field_validation)?;
+    let (value, _) = asked.decoded(options.field_validation)?;
     let change = |old: &Value| {
         let mut new = old.clone();
         new["spec"]["finalizers"] = value["spec"]["finalizers"].clone();
@@ -373,10 +403,10 @@ pub async fn pod_part(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Bod
     let media_type = media_type.split(';').next().unwrap_or_default();
     type Change = Box<dyn Fn(&Value) -> Result<Value, Status> + Sync + Send>;
     let wanted: Change = if asked.info.verb == "patch" {
-        let change = patched(asked.kind, media_type, &asked.body, FieldValidation::Ignore)?;
+        let change = patched(asked.kind, media_type, &asked.body, FieldValidation::Ignore, None)?;
         Box::new(move |old| change(old).map(|(v, _)| v))
     } else {
-        let (value, _) = decode_object(asked.kind, media_type, &asked.body, options.field_validation)?;
+        let (value, _) = asked.decoded(options.field_validation)?;
         Box::new(move |_| Ok(value.clone()))
     };
     let change = |old: &Value| {

@@ -133,7 +133,15 @@ impl Engine {
             return Err(Status::new(500, "", "resourceVersion should not be set on objects to be created"));
         }
         let generated = meta_str(&value, "name").is_empty() && !meta_str(&value, "generateName").is_empty();
+        if resource.custom.as_ref().is_some_and(|c| c.terminating) {
+            let why = "create not allowed while custom resource definition is terminating";
+            return Err(Status::new(405, "MethodNotAllowed", why));
+        }
+        let version = resource.version_of(&value);
         (resource.strategy.defaults)(&mut value);
+        if let Some(version) = &version {
+            version.defaults(&mut value);
+        }
         let attributes = |name: &str| Attributes {
             user: cx.user,
             operation: Operation::Create,
@@ -145,8 +153,8 @@ impl Engine {
         };
         let name = meta_str(&value, "name").to_owned();
         self.admission.mutate(&attributes(&name), &mut value, None).await?;
-        if kind.has_subresource("status") {
-            reset_status(&mut value);
+        if kind.has_subresource("status") && version.as_ref().is_none_or(|v| v.has_status) {
+            reset_status(kind, &mut value);
         }
         meta::prepare_create(&mut value, if kind.namespaced { namespace } else { "" });
         (resource.strategy.prepare_create)(&mut value);
@@ -155,8 +163,11 @@ impl Engine {
         }
         drop_nulls(kind, &mut value);
         let mut faults = Faults::default();
-        meta::validate(&value, resource.strategy.names, &mut faults);
+        meta::validate(kind, &value, resource.strategy.names, &mut faults);
         (resource.strategy.validate)(&value, &mut faults);
+        if let Some(version) = &version {
+            version.validate(&value, None, &mut faults);
+        }
         (resource.strategy.validate_create)(&value, &mut faults);
         let reservation = self.services.assign(kind, &mut value, None, &mut faults);
         let name = meta_str(&value, "name").to_owned();
@@ -166,6 +177,7 @@ impl Engine {
         self.admission.validate(&attributes(&name), &value, None).await?;
 
         let key = resource.key(namespace, &name);
+        in_stored_version(kind, &mut value);
         let stored: Bytes = encode(&value).into();
         if cx.options.dry_run {
             if self.get(resource, namespace, &name).await.is_ok() {
@@ -229,6 +241,7 @@ impl Engine {
             }
             let reservation =
                 self.prepare_update(cx, resource, namespace, name, part, subresource, &mut new, &old_value).await?;
+            in_stored_version(kind, &mut new);
             if new == old_value {
                 return Ok(Written { bytes: old.bytes.clone() });
             }
@@ -285,8 +298,10 @@ impl Engine {
         old: &Value,
     ) -> Result<crate::services::Reservation, Status> {
         let (kind, strategy) = (resource.kind, resource.strategy);
+        let version = resource.version_of(new);
+        let own_status = version.as_ref().is_none_or(|v| v.has_status);
         match part {
-            Part::Main if kind.has_subresource("status") => copy_field(new, old, "status"),
+            Part::Main if kind.has_subresource("status") && own_status => copy_field(new, old, "status"),
             Part::Status => {
                 let fields: Vec<String> = old
                     .as_object()
@@ -300,7 +315,13 @@ impl Engine {
                     copy_field(new, old, &field);
                 }
                 // Nodes report labels with their status; elsewhere labels belong to the spec's writers.
-                if kind.kind != "Node" {
+                if kind.is_custom() {
+                    let revision = new["metadata"]["resourceVersion"].clone();
+                    copy_field(new, old, "metadata");
+                    if !revision.is_null() {
+                        meta_mut(new).insert("resourceVersion".into(), revision);
+                    }
+                } else if kind.kind != "Node" {
                     copy_meta(new, old, &["labels", "ownerReferences"]);
                 }
             }
@@ -308,6 +329,9 @@ impl Engine {
         }
         meta::prepare_update(new, old);
         (strategy.defaults)(new);
+        if let Some(version) = &version {
+            version.defaults(new);
+        }
         let attributes = Attributes {
             user: cx.user,
             operation: Operation::Update,
@@ -328,7 +352,7 @@ impl Engine {
         }
         drop_nulls(kind, new);
         let mut faults = Faults::default();
-        meta::validate(new, |_| Vec::new(), &mut faults);
+        meta::validate(kind, new, |_| Vec::new(), &mut faults);
         meta::validate_update(new, old, &mut faults);
         match part {
             Part::Status => (strategy.validate_status)(new, old, &mut faults),
@@ -337,6 +361,9 @@ impl Engine {
                 (strategy.validate_update)(new, old, &mut faults);
             }
             Part::Whole => (strategy.validate)(new, &mut faults),
+        }
+        if let Some(version) = &version {
+            version.validate(new, Some(old), &mut faults);
         }
         let reservation = if part == Part::Status {
             crate::services::Reservation::none()
@@ -377,6 +404,7 @@ impl Engine {
             self.admission.validate(&attributes, &Value::Null, Some(&old_value)).await?;
             let mut new = old_value.clone();
             set_propagation_finalizers(&mut new, options.propagation);
+            (resource.strategy.prepare_delete)(&mut new);
             let grace = resource.strategy.grace.map_or(0, |f| f(&old_value, options.grace_s).max(0));
             let pending_before = old_value["metadata"]["deletionTimestamp"].is_string();
             let grace = if pending_before {
@@ -484,9 +512,19 @@ fn copy_meta(new: &mut Value, old: &Value, fields: &[&str]) {
 }
 
 /// A client cannot set the status of a new object.
-fn reset_status(value: &mut Value) {
-    if let Some(map) = value.as_object_mut() {
+fn reset_status(kind: &skiff_api::Kind, value: &mut Value) {
+    let Some(map) = value.as_object_mut() else { return };
+    if kind.is_custom() {
+        map.shift_remove("status");
+    } else {
         map.insert("status".into(), json!({}));
+    }
+}
+
+/// Custom objects are written in the version of their client and stored in one.
+fn in_stored_version(kind: &skiff_api::Kind, value: &mut Value) {
+    if kind.is_custom() {
+        value["apiVersion"] = kind.api_version().into();
     }
 }
 
@@ -577,7 +615,8 @@ fn drop_nulls(kind: &skiff_api::Kind, value: &mut Value) {
             _ => {}
         }
     }
-    if !["ControllerRevision", "CustomResourceDefinition"].contains(&kind.kind) && kind.group != "resource.k8s.io" {
+    let any_content = ["ControllerRevision", "CustomResourceDefinition"].contains(&kind.kind) || kind.is_custom();
+    if !any_content && kind.group != "resource.k8s.io" {
         drop(value);
     }
 }

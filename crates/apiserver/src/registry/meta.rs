@@ -1,7 +1,7 @@
 //! `metadata`: what the server sets, keeps and checks, the same for every kind.
 
 use serde_json::{Map, Value, json};
-use skiff_api::{names, validation::Faults};
+use skiff_api::{Kind, names, validation::Faults};
 
 use crate::object::{meta_mut, meta_str};
 
@@ -98,7 +98,7 @@ fn drop_empty(meta: &mut Map<String, Value>) {
 }
 
 /// Checks the metadata of a new object.
-pub(crate) fn validate(value: &Value, rule: fn(&str) -> Vec<String>, faults: &mut Faults) {
+pub(crate) fn validate(kind: &Kind, value: &Value, rule: fn(&str) -> Vec<String>, faults: &mut Faults) {
     let meta = &value["metadata"];
     let name = meta_str(value, "name");
     if name.is_empty() {
@@ -111,8 +111,9 @@ pub(crate) fn validate(value: &Value, rule: fn(&str) -> Vec<String>, faults: &mu
     for (i, f) in meta["finalizers"].as_array().into_iter().flatten().enumerate() {
         let text = f.as_str().unwrap_or_default();
         faults.rule("metadata.finalizers", text, names::qualified_name(text));
-        // Names without a domain are for Kubernetes itself.
-        if !text.contains('/') && !["orphan", "foregroundDeletion", "kubernetes"].contains(&text) {
+        // Names without a path are for Kubernetes itself; upstream does not say so of definitions and custom objects.
+        let extension = kind.is_custom() || kind.group == crate::custom::GROUP;
+        if !extension && !text.contains('/') && !["orphan", "foregroundDeletion", "kubernetes"].contains(&text) {
             faults.invalid(
                 format!("metadata.finalizers[{i}]"),
                 text,
@@ -215,6 +216,7 @@ mod tests {
     fn faults_of_metadata() {
         let mut f = Faults::default();
         validate(
+            skiff_api::kinds::by_kind("", "v1", "ConfigMap").unwrap(),
             &json!({"metadata": {"name": "Bad_Name", "labels": {"a b": "c"}, "finalizers": ["x"]}}),
             names::dns1123_subdomain,
             &mut f,

@@ -5,6 +5,7 @@ mod meta;
 pub mod strategy;
 pub mod table;
 
+mod apiextensions;
 mod apps;
 mod batch;
 mod certificates;
@@ -18,13 +19,17 @@ mod storage;
 
 use std::{collections::HashMap, sync::Arc};
 
-use skiff_api::kinds::{KINDS, Kind, Storage};
+use skiff_api::{
+    Status,
+    kinds::{KINDS, Kind, Storage, by_resource},
+};
 use skiff_store::Store;
 
 pub(crate) use self::storage::storageclass::is_default as is_default_storage_class;
 pub use self::strategy::Strategy;
 use crate::{
     cache::Cache,
+    custom::{self, Custom, Definitions, Version},
     object::{Indexing, kind_prefix},
 };
 
@@ -43,6 +48,7 @@ pub fn strategy(kind: &Kind) -> &'static Strategy {
         ("", "Secret") => &core::secret::STRATEGY,
         ("", "Service") => &core::service::STRATEGY,
         ("", "ServiceAccount") => &core::serviceaccount::STRATEGY,
+        ("apiextensions.k8s.io", _) => &apiextensions::customresourcedefinition::STRATEGY,
         ("apps", "DaemonSet") => &apps::daemonset::STRATEGY,
         ("apps", "Deployment") => &apps::deployment::STRATEGY,
         ("apps", "ReplicaSet") => &apps::replicaset::STRATEGY,
@@ -71,9 +77,22 @@ pub struct Resource {
     pub strategy: &'static Strategy,
     pub cache: Arc<Cache>,
     pub type_name: String,
+    /// For a custom kind: its versions and their schemas.
+    pub custom: Option<Arc<Custom>>,
 }
 
 impl Resource {
+    /// The version of a custom kind that this value is in; nothing for built-in kinds.
+    pub fn version_of(&self, value: &serde_json::Value) -> Option<Arc<Version>> {
+        let version = value["apiVersion"].as_str().unwrap_or_default();
+        self.version(version.rsplit('/').next().unwrap_or_default())
+    }
+
+    /// A version of a custom kind by name.
+    pub fn version(&self, name: &str) -> Option<Arc<Version>> {
+        self.custom.as_ref()?.version(name).cloned()
+    }
+
     /// Key of an object in the store.
     pub fn key(&self, namespace: &str, name: &str) -> Arc<str> {
         crate::object::object_key(self.cache.prefix(), self.kind.namespaced, namespace, name)
@@ -84,6 +103,7 @@ impl Resource {
 pub struct Registry {
     /// By plural; the few groups that share one are told apart in the list.
     by_plural: HashMap<&'static str, Vec<Arc<Resource>>>,
+    pub definitions: Definitions,
 }
 
 impl Registry {
@@ -94,10 +114,10 @@ impl Registry {
             let strategy = strategy(kind);
             let indexing = Indexing { selectable: strategy.selectable, field: strategy.field };
             let cache = Cache::new(kind_prefix(kind), indexing, store.clone());
-            let resource = Resource { kind, strategy, cache, type_name: kind.type_name() };
+            let resource = Resource { kind, strategy, cache, type_name: kind.type_name(), custom: None };
             by_plural.entry(kind.plural).or_default().push(Arc::new(resource));
         }
-        Registry { by_plural }
+        Registry { by_plural, definitions: Definitions::new(store.clone()) }
     }
 
     /// Fills all caches and keeps them up to date.
@@ -113,12 +133,34 @@ impl Registry {
     }
 
     /// The stored kind behind a kind of the table.
-    pub fn stored(&self, kind: &Kind) -> Option<&Arc<Resource>> {
+    pub fn stored(&self, kind: &Kind) -> Option<Arc<Resource>> {
+        if kind.is_custom() {
+            return self.definitions.resource(kind.group, kind.plural);
+        }
         match kind.storage {
-            Storage::Stored(_) => self.get(kind.group, kind.plural),
-            Storage::Version { group, .. } => self.get(group, kind.plural),
+            Storage::Stored(_) => self.get(kind.group, kind.plural).cloned(),
+            Storage::Version { group, .. } => self.get(group, kind.plural).cloned(),
             Storage::Virtual => None,
         }
+    }
+
+    /// The kind of a resource, built in or custom.
+    pub async fn kind(&self, group: &str, version: &str, plural: &str) -> Result<&'static Kind, Status> {
+        if let Some(kind) = by_resource(group, version, plural) {
+            return Ok(kind);
+        }
+        self.settle().await?;
+        self.definitions.kind(group, version, plural).ok_or_else(Status::no_such_resource)
+    }
+
+    /// All kinds that are served: the built-in ones, then the custom ones.
+    pub async fn kinds(&self) -> Result<Vec<&'static Kind>, Status> {
+        self.settle().await?;
+        Ok(KINDS.iter().chain(self.definitions.kinds()).collect())
+    }
+
+    async fn settle(&self) -> Result<(), Status> {
+        self.definitions.settle(&self.builtin(custom::GROUP, custom::PLURAL).cache).await
     }
 
     /// A stored kind that is known to be in the table.

@@ -16,6 +16,8 @@ pub struct Strategy {
     /// The same before an update; the engine has already kept the status of the old object.
     pub prepare_update: fn(&mut Value, &Value),
     pub validate: fn(&Value, &mut Faults),
+    /// What a deletion that was asked for leaves on the object, before it is carried out.
+    pub prepare_delete: fn(&mut Value),
     /// Rules for a new object alone.
     pub validate_create: fn(&Value, &mut Faults),
     /// Rules between new and old; [`validate`](Strategy::validate) runs as well.
@@ -81,6 +83,7 @@ impl Strategy {
         defaults: |_| {},
         prepare_create: |_| {},
         prepare_update: |_, _| {},
+        prepare_delete: |_| {},
         validate: |_, _| {},
         validate_create: |_, _| {},
         validate_update: |_, _, _| {},

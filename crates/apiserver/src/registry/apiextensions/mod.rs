@@ -1,0 +1,4 @@
+//! The kinds of the group `apiextensions.k8s.io`.
+
+pub(crate) mod customresourcedefinition;
+mod structural;
