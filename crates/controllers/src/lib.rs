@@ -5,6 +5,7 @@
 //! the retries and the watches are those of `skiff_client`.
 
 mod certificates;
+mod custom;
 mod daemonset;
 mod deployment;
 mod endpoints;

@@ -22,7 +22,12 @@ use skiff_api::{
 use skiff_client::{Action, Change, Controller, Informer, Informers, Selector};
 
 use self::reconcile::{FOREGROUND, ORPHAN, OwnerState, Verdict};
-use crate::{Result, While as _, is_conflict, is_not_found, namespace::resource_of};
+use crate::{
+    Result, While as _,
+    custom::{self, CustomKind},
+    is_conflict, is_not_found,
+    namespace::resource_of,
+};
 
 const WORKERS: usize = 8;
 
@@ -61,12 +66,38 @@ fn collected() -> impl Iterator<Item = &'static Kind> {
 }
 
 pub(crate) async fn run(informers: Informers) {
+    let definitions = custom::definitions(&informers);
+    let mut changes = definitions.subscribe();
+    definitions.wait_synced().await;
+    loop {
+        let custom = custom::kinds(&definitions.list());
+        let changed = async {
+            while changes.recv().await.is_some() {
+                if custom::kinds(&definitions.list()) != custom {
+                    return;
+                }
+            }
+            // Definitions that nobody tells of any more do not change.
+            std::future::pending::<()>().await;
+        };
+        // With other kinds the collector begins anew: it decides by what is there alone.
+        tokio::select! {
+            () = collect(&informers, &custom) => return,
+            () = changed => {}
+        }
+    }
+}
+
+async fn collect(informers: &Informers, custom: &[CustomKind]) {
+    let watched = |informers: &Informers, resource: ApiResource, namespaced: bool| {
+        let objects = informers.select::<Meta>(&resource, Selector::all());
+        Watched { resource, namespaced, objects }
+    };
+    // Those of custom kinds end with this collector.
+    let own = Informers::new(informers.client().clone());
     let kinds = collected()
-        .map(|kind| {
-            let resource = resource_of(kind);
-            let objects = informers.select::<Meta>(&resource, Selector::all());
-            Watched { resource, namespaced: kind.namespaced, objects }
-        })
+        .map(|kind| watched(informers, resource_of(kind), kind.namespaced))
+        .chain(custom.iter().map(|kind| watched(&own, kind.resource.clone(), kind.namespaced)))
         .collect();
     let this = Arc::new(Collector { kinds, client: informers.client().clone() });
     let mut controller: Controller<Key> = Controller::new("garbagecollector").workers(WORKERS);

@@ -17,7 +17,11 @@ use skiff_api::{
 };
 use skiff_client::{Action, Controller, Informer, Informers, ObjectKey, self_mapper};
 
-use crate::{Result, While as _, is_conflict, is_not_found};
+use crate::{
+    Result, While as _,
+    custom::{self, Definition},
+    is_conflict, is_not_found,
+};
 
 const FINALIZER: &str = "kubernetes";
 /// How soon a namespace is looked at again while its pods end.
@@ -25,11 +29,15 @@ const AGAIN: Duration = Duration::from_millis(300);
 
 struct Namespaces {
     namespaces: Informer<Namespace>,
+    definitions: Informer<Definition>,
     client: kube::Client,
 }
 
 pub(crate) async fn run(informers: Informers) {
-    let this = Arc::new(Namespaces { namespaces: informers.informer(), client: informers.client().clone() });
+    let definitions = custom::definitions(&informers);
+    definitions.wait_synced().await;
+    let client = informers.client().clone();
+    let this = Arc::new(Namespaces { namespaces: informers.informer(), definitions, client });
     let namespaces = this.namespaces.clone();
     Controller::new("namespace")
         .workers(4)
@@ -52,9 +60,9 @@ pub(crate) fn resource_of(kind: &Kind) -> ApiResource {
     }
 }
 
-/// Kinds whose objects are in namespaces, each once.
-fn contents() -> impl Iterator<Item = &'static Kind> {
-    KINDS.iter().filter(|k| k.namespaced && matches!(k.storage, Storage::Stored(_)))
+/// Built-in kinds whose objects are in namespaces, each once.
+fn contents() -> impl Iterator<Item = ApiResource> {
+    KINDS.iter().filter(|k| k.namespaced && matches!(k.storage, Storage::Stored(_))).map(resource_of)
 }
 
 impl Namespaces {
@@ -68,7 +76,8 @@ impl Namespaces {
             return Ok(Action::Done);
         }
         // Pods last of all would keep their controllers making new ones; those cannot, in a namespace that is going.
-        let deletions = contents().map(|kind| self.empty(name, kind));
+        let custom = custom::kinds(&self.definitions.list()).into_iter().filter(|k| k.namespaced).map(|k| k.resource);
+        let deletions = contents().chain(custom).map(|kind| self.empty(name, kind));
         let left = futures::future::join_all(deletions).await.into_iter().collect::<Result<Vec<usize>>>()?;
         if left.iter().sum::<usize>() > 0 {
             return Ok(Action::RequeueAfter(AGAIN));
@@ -89,10 +98,14 @@ impl Namespaces {
     }
 
     /// Deletes all objects of a kind; how many are still there.
-    async fn empty(&self, namespace: &str, kind: &Kind) -> Result<usize> {
-        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &resource_of(kind));
+    async fn empty(&self, namespace: &str, kind: ApiResource) -> Result<usize> {
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &kind);
         let what = || format!("emptying the namespace of {}", kind.plural);
-        let there = api.list_metadata(&ListParams::default()).await.during(what())?.items;
+        let there = match api.list_metadata(&ListParams::default()).await {
+            // A custom kind whose definition has gone meanwhile.
+            Err(e) if is_not_found(&e) => return Ok(0),
+            listed => listed.during(what())?.items,
+        };
         if there.is_empty() {
             return Ok(0);
         }
