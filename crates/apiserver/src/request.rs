@@ -1,6 +1,9 @@
 //! What a request is about, read from its method, path and query once and for all.
 
+use std::sync::Arc;
+
 use http::{Method, Uri};
+use parking_lot::Mutex;
 use skiff_api::{
     Status,
     selector::{FieldSelector, LabelSelector},
@@ -196,6 +199,25 @@ pub enum FieldValidation {
 pub struct WriteOptions {
     pub dry_run: bool,
     pub field_validation: FieldValidation,
+    pub warnings: Warnings,
+}
+
+/// What admission has to say to the client beside yes.
+#[derive(Clone, Debug, Default)]
+pub struct Warnings(Arc<Mutex<Vec<String>>>);
+
+impl Warnings {
+    /// Adds a warning; the same one is said once, however often the write was tried.
+    pub fn add(&self, text: String) {
+        let mut all = self.0.lock();
+        if !all.contains(&text) {
+            all.push(text);
+        }
+    }
+
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock())
+    }
 }
 
 /// A write's option that cannot be.

@@ -459,6 +459,7 @@ pub async fn create(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>
     let mut response = asked.renderer().object(201, &written.bytes);
     warn(&mut response, &warnings);
     warn(&mut response, &asked.deprecation());
+    warn(&mut response, &options.warnings.take());
     Ok(response)
 }
 
@@ -504,6 +505,7 @@ pub async fn update(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Re
     let mut response = asked.renderer().object(code, &written.bytes);
     warn(&mut response, &warnings);
     warn(&mut response, &asked.deprecation());
+    warn(&mut response, &options.warnings.take());
     Ok(response)
 }
 
@@ -688,10 +690,12 @@ pub async fn delete(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>
     let write = WriteOptions::default();
     let cx = Context { user: asked.user, options: &write };
     let deleted = engine.delete(&cx, asked.resource, asked.namespace(), &asked.info.name, &options).await?;
-    Ok(match deleted {
+    let mut response = match deleted {
         Deleted::Gone(status) => encoded(asked.accepted, 200, status.to_string().into()),
         Deleted::Last(bytes) | Deleted::Pending(bytes) => asked.renderer().object(200, &bytes),
-    })
+    };
+    warn(&mut response, &write.warnings.take());
+    Ok(response)
 }
 
 pub async fn delete_collection(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {

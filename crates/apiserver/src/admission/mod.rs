@@ -5,6 +5,7 @@
 mod namespace_lifecycle;
 mod node_restriction;
 mod pod_defaults;
+mod policy;
 mod rbac_escalation;
 mod service_account;
 mod storage;
@@ -15,7 +16,7 @@ use serde_json::Value;
 use skiff_api::{Kind, Status};
 
 pub use self::pod_defaults::DefaultClass;
-use crate::{auth::User, rbac::Authorizer, registry::Registry};
+use crate::{auth::User, rbac::Authorizer, registry::Registry, request::Warnings};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -33,6 +34,7 @@ pub struct Attributes<'a> {
     pub namespace: String,
     pub name: String,
     pub dry_run: bool,
+    pub warnings: &'a Warnings,
 }
 
 impl Attributes<'_> {
@@ -83,6 +85,6 @@ impl Admission {
         node_restriction::admit(a, value, old)?;
         rbac_escalation::admit(self, a, value, old)?;
         storage::resize(self, a, value, old).await?;
-        Ok(())
+        policy::admit(self, a, value, old).await
     }
 }

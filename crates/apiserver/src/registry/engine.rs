@@ -150,6 +150,7 @@ impl Engine {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             dry_run: cx.options.dry_run,
+            warnings: &cx.options.warnings,
         };
         let name = meta_str(&value, "name").to_owned();
         self.admission.mutate(&attributes(&name), &mut value, None).await?;
@@ -340,6 +341,7 @@ impl Engine {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             dry_run: cx.options.dry_run,
+            warnings: &cx.options.warnings,
         };
         self.admission.mutate(&attributes, new, Some(old)).await?;
         if part == Part::Main {
@@ -396,6 +398,7 @@ impl Engine {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             dry_run: options.dry_run || cx.options.dry_run,
+            warnings: &cx.options.warnings,
         };
         for _ in 0..MAX_ATTEMPTS {
             let mut old_value = old.value();

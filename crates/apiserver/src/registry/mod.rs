@@ -5,6 +5,7 @@ mod meta;
 pub mod strategy;
 pub mod table;
 
+mod admissionregistration;
 mod apiextensions;
 mod apps;
 mod batch;
@@ -48,6 +49,12 @@ pub fn strategy(kind: &Kind) -> &'static Strategy {
         ("", "Secret") => &core::secret::STRATEGY,
         ("", "Service") => &core::service::STRATEGY,
         ("", "ServiceAccount") => &core::serviceaccount::STRATEGY,
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy") => {
+            &admissionregistration::validatingadmissionpolicy::STRATEGY
+        }
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding") => {
+            &admissionregistration::validatingadmissionpolicybinding::STRATEGY
+        }
         ("apiextensions.k8s.io", _) => &apiextensions::customresourcedefinition::STRATEGY,
         ("apps", "DaemonSet") => &apps::daemonset::STRATEGY,
         ("apps", "Deployment") => &apps::deployment::STRATEGY,

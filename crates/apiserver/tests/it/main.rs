@@ -10,6 +10,7 @@ mod objects;
 mod openapi;
 mod patches;
 mod pods;
+mod policies;
 mod services;
 mod shapes;
 mod watches;

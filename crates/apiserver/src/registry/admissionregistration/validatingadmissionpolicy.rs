@@ -1,0 +1,136 @@
+//! ValidatingAdmissionPolicy.
+
+use serde_json::Value;
+use skiff_api::validation::Faults;
+
+use super::match_defaults;
+use crate::{
+    cel,
+    registry::{
+        core::{default_field, object_mut},
+        strategy::{Column, Strategy, int_col, name_col},
+        table,
+    },
+};
+
+pub(crate) static STRATEGY: Strategy = Strategy {
+    generation: true,
+    defaults: |o| {
+        let spec = object_mut(o, "spec");
+        default_field(spec, "failurePolicy", "Fail");
+        match_defaults(&mut spec["matchConstraints"]);
+        drop_null(spec, "matchConstraints");
+    },
+    validate,
+    columns: &[
+        name_col(),
+        int_col("Validations"),
+        Column { name: "ParamKind", ty: "string", format: "", priority: 0 },
+        Column { name: "Age", ty: "string", format: "", priority: 0 },
+    ],
+    row: |o| {
+        let kind = &o["spec"]["paramKind"];
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        let param = match kind.is_object() {
+            true => format!("{}/{}", text(&kind["apiVersion"]), text(&kind["kind"])),
+            false => "<unset>".to_owned(),
+        };
+        vec![
+            o["metadata"]["name"].clone(),
+            o["spec"]["validations"].as_array().map_or(0, Vec::len).into(),
+            param.into(),
+            table::created(o),
+        ]
+    },
+    ..Strategy::DEFAULT
+};
+
+/// Removes a field that indexing for writing left behind.
+pub(super) fn drop_null(object: &mut Value, field: &str) {
+    if let Some(map) = object.as_object_mut()
+        && map.get(field).is_some_and(Value::is_null)
+    {
+        map.shift_remove(field);
+    }
+}
+
+fn validate(o: &Value, faults: &mut Faults) {
+    let spec = &o["spec"];
+    if let Some(policy) = spec["failurePolicy"].as_str() {
+        faults.one_of("spec.failurePolicy", policy, &["Fail", "Ignore"]);
+    }
+    let constraints = &spec["matchConstraints"];
+    if !constraints.is_object() {
+        faults.required("spec.matchConstraints", "");
+    } else if constraints["resourceRules"].as_array().is_none_or(Vec::is_empty) {
+        faults.required("spec.matchConstraints.resourceRules", "");
+    }
+    for (i, rule) in constraints["resourceRules"].as_array().into_iter().flatten().enumerate() {
+        for field in ["operations", "apiGroups", "apiVersions", "resources"] {
+            if rule[field].as_array().is_none_or(Vec::is_empty) {
+                faults.required(format!("spec.matchConstraints.resourceRules[{i}].{field}"), "");
+            }
+        }
+    }
+    let mut variables = vec!["object", "oldObject", "request", "namespaceObject", "authorizer"];
+    if spec["paramKind"].is_object() {
+        variables.push("params");
+    }
+    for (i, condition) in spec["matchConditions"].as_array().into_iter().flatten().enumerate() {
+        expression(condition, "expression", &format!("spec.matchConditions[{i}]"), &variables, faults);
+    }
+    variables.push("variables");
+    for (i, variable) in spec["variables"].as_array().into_iter().flatten().enumerate() {
+        expression(variable, "expression", &format!("spec.variables[{i}]"), &variables, faults);
+    }
+    let validations = spec["validations"].as_array().cloned().unwrap_or_default();
+    if validations.is_empty() && spec["auditAnnotations"].as_array().is_none_or(Vec::is_empty) {
+        faults.required("spec.validations", "validations or auditAnnotations must be specified");
+    }
+    for (i, validation) in validations.iter().enumerate() {
+        let at = format!("spec.validations[{i}]");
+        expression(validation, "expression", &at, &variables, faults);
+        if validation["messageExpression"].is_string() {
+            expression(validation, "messageExpression", &at, &variables, faults);
+        }
+        if let Some(reason) = validation["reason"].as_str() {
+            let known = ["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"];
+            faults.one_of(&format!("{at}.reason"), reason, &known);
+        }
+    }
+}
+
+fn expression(of: &Value, field: &str, at: &str, variables: &[&str], faults: &mut Faults) {
+    let text = of[field].as_str().unwrap_or_default();
+    let at = format!("{at}.{field}");
+    if text.trim().is_empty() {
+        faults.required(at, format!("{field} is not specified"));
+    } else if let Some(fault) = cel::fault(text, variables) {
+        faults.invalid(at, text, fault);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn expressions_are_compiled() {
+        let mut o = json!({"spec": {"matchConstraints": {"resourceRules": [
+            {"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}]},
+            "validations": [{"expression": "object.metadata.name =="}, {"expression": "params.x == 1"}]}});
+        (STRATEGY.defaults)(&mut o);
+        assert_eq!(
+            (&o["spec"]["failurePolicy"], &o["spec"]["matchConstraints"]["matchPolicy"]),
+            (&json!("Fail"), &json!("Equivalent"))
+        );
+        let mut faults = Faults::default();
+        validate(&o, &mut faults);
+        let said: Vec<String> = faults.0.iter().map(ToString::to_string).collect();
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(said[0].starts_with("spec.validations[0].expression: Invalid value: "), "{said:?}");
+        assert!(said[1].contains("undeclared reference to 'params'"), "{said:?}");
+    }
+}

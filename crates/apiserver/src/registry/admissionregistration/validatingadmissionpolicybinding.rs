@@ -1,0 +1,79 @@
+//! ValidatingAdmissionPolicyBinding.
+
+use serde_json::Value;
+use skiff_api::validation::{Faults, FieldError};
+
+use super::{match_defaults, validatingadmissionpolicy::drop_null};
+use crate::registry::{
+    core::object_mut,
+    strategy::{Strategy, col, name_col},
+    table,
+};
+
+pub(crate) static STRATEGY: Strategy = Strategy {
+    generation: true,
+    defaults: |o| {
+        let spec = object_mut(o, "spec");
+        match_defaults(&mut spec["matchResources"]);
+        drop_null(spec, "matchResources");
+    },
+    validate,
+    columns: &[name_col(), col("PolicyName"), col("ParamRef"), col("Age")],
+    row: |o| {
+        let reference = &o["spec"]["paramRef"];
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        let param = match (reference.is_object(), reference["name"].as_str()) {
+            (false, _) => "<unset>".to_owned(),
+            (_, Some(name)) => match text(&reference["namespace"]) {
+                namespace if namespace.is_empty() => format!("*/{name}"),
+                namespace => format!("{namespace}/{name}"),
+            },
+            _ => "*".to_owned(),
+        };
+        vec![o["metadata"]["name"].clone(), o["spec"]["policyName"].clone(), param.into(), table::created(o)]
+    },
+    ..Strategy::DEFAULT
+};
+
+fn validate(o: &Value, faults: &mut Faults) {
+    let spec = &o["spec"];
+    if spec["policyName"].as_str().is_none_or(str::is_empty) {
+        faults.required("spec.policyName", "");
+    }
+    let actions: Vec<&str> =
+        spec["validationActions"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if actions.is_empty() {
+        faults.required("spec.validationActions", "at least one validation action is required");
+    }
+    for (i, action) in actions.iter().enumerate() {
+        let at = format!("spec.validationActions[{i}]");
+        faults.one_of(&at, action, &["Audit", "Deny", "Warn"]);
+        if actions[..i].contains(action) {
+            faults.push(FieldError::duplicate(at, *action));
+        }
+    }
+    if actions.contains(&"Deny") && actions.contains(&"Warn") {
+        let why = "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)";
+        faults.invalid("spec.validationActions", spec["validationActions"].clone(), why);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn actions_are_checked() {
+        let said = |actions: Value| {
+            let mut faults = Faults::default();
+            validate(&json!({"spec": {"policyName": "p", "validationActions": actions}}), &mut faults);
+            faults.0.len()
+        };
+        assert_eq!(
+            (said(json!(["Deny", "Audit"])), said(json!([])), said(json!(["Deny", "Warn"])), said(json!(["No"]))),
+            (0, 1, 1, 1)
+        );
+    }
+}
