@@ -206,7 +206,7 @@ mod tests {
         let size = |to: &'static str| move |o: &mut Value| o["spec"]["resources"]["requests"]["storage"] = to.into();
         let immutable = format!("spec: Forbidden: {IMMUTABLE}");
         assert!(update(size("3Gi"), "Bound").is_empty());
-        assert_eq!(update(size("3Gi"), "Pending"), [immutable.clone()]);
+        assert_eq!(update(size("3Gi"), "Pending"), std::slice::from_ref(&immutable));
         assert_eq!(
             update(size("1Gi"), "Bound"),
             ["spec.resources.requests.storage: Forbidden: field can not be less than status.capacity"]
