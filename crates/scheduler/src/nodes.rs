@@ -11,6 +11,8 @@ use k8s_openapi::{
 };
 use skiff_api::quantity::Quantity;
 
+use crate::plugins::terms::Terms;
+
 /// Amounts by resource name: millicores of `cpu`, whole units of everything else.
 pub(crate) type Amounts = BTreeMap<String, i64>;
 
@@ -45,9 +47,18 @@ pub(crate) struct PodInfo {
     /// CPU and memory with something assumed for containers that ask for nothing.
     pub(crate) scored: (i64, i64),
     pub(crate) ports: Vec<HostPort>,
+    pub(crate) terms: Arc<Terms>,
 }
 
 impl PodInfo {
+    pub(crate) fn priority(&self) -> i32 {
+        self.pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0)
+    }
+
+    pub(crate) fn uid(&self) -> &str {
+        self.pod.metadata.uid.as_deref().unwrap_or_default()
+    }
+
     pub(crate) fn new(pod: Arc<Pod>) -> PodInfo {
         let spec = pod.spec.as_ref();
         let containers = spec.map(|s| s.containers.as_slice()).unwrap_or_default();
@@ -89,7 +100,8 @@ impl PodInfo {
                 port: p.host_port.unwrap_or(0),
             })
             .collect();
-        PodInfo { requests, scored: (cpu, memory), ports, pod }
+        let terms = Arc::new(Terms::of(&pod));
+        PodInfo { requests, scored: (cpu, memory), ports, terms, pod }
     }
 }
 
@@ -132,6 +144,27 @@ pub(crate) struct NodeInfo {
 }
 
 impl NodeInfo {
+    /// The node with some pods more and some less.
+    pub(crate) fn changed<'a>(
+        &self,
+        without: impl IntoIterator<Item = &'a str>,
+        with: impl IntoIterator<Item = &'a PodInfo>,
+    ) -> NodeInfo {
+        let mut node = self.clone();
+        for uid in without {
+            node.take(uid);
+        }
+        for pod in with {
+            node.put(pod.uid().to_owned(), pod.clone());
+        }
+        node
+    }
+
+    /// The value of a label of the node.
+    pub(crate) fn label(&self, key: &str) -> Option<&str> {
+        self.node.as_ref()?.metadata.labels.as_ref()?.get(key).map(String::as_str)
+    }
+
     fn put(&mut self, uid: String, info: PodInfo) {
         self.take(&uid);
         add(&mut self.requested, &info.requests, 1);

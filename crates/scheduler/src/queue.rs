@@ -18,6 +18,29 @@ const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 /// After this time an unschedulable pod is tried again though nothing happened.
 const UNSCHEDULABLE_RETRY: Duration = Duration::from_secs(300);
 
+/// What may help a pod: a set of kinds of changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Changes(u8);
+
+impl Changes {
+    /// A node is new or has changed.
+    pub(crate) const NODE: Changes = Changes(1);
+    /// A pod has left a node.
+    pub(crate) const POD_GONE: Changes = Changes(2);
+    /// A pod has come to a node, or its labels have changed.
+    pub(crate) const POD_PLACED: Changes = Changes(4);
+    /// A claim, a volume or a class.
+    pub(crate) const STORAGE: Changes = Changes(8);
+
+    pub(crate) const fn or(self, other: Changes) -> Changes {
+        Changes(self.0 | other.0)
+    }
+
+    fn meets(self, other: Changes) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
 /// Order of the active pods: highest priority first, then oldest.
 type Rank = (std::cmp::Reverse<i32>, u64);
 
@@ -31,9 +54,9 @@ struct Waiting {
 #[derive(Debug, PartialEq)]
 enum Place {
     Active(Rank),
-    /// Being tried; `moved` says that something changed meanwhile.
+    /// Being tried, and what has changed meanwhile.
     Trying {
-        moved: bool,
+        moved: Changes,
     },
     BackingOff {
         until: Instant,
@@ -42,6 +65,7 @@ enum Place {
     Unschedulable {
         since: Instant,
         backoff_until: Instant,
+        helped_by: Changes,
     },
 }
 
@@ -63,7 +87,7 @@ impl Queue {
                 self.pods.insert(key.clone(), Waiting { priority, attempts: 0, place: Place::Active(rank) });
             }
             Some(waiting) if changed => match &mut waiting.place {
-                Place::Trying { moved } => *moved = true,
+                Place::Trying { moved } => *moved = Changes(u8::MAX),
                 Place::Unschedulable { .. } => self.activate(key),
                 _ => {}
             },
@@ -104,7 +128,7 @@ impl Queue {
         let (_, key) = self.active.pop_first()?;
         if let Some(waiting) = self.pods.get_mut(&key) {
             waiting.attempts += 1;
-            waiting.place = Place::Trying { moved: false };
+            waiting.place = Place::Trying { moved: Changes(0) };
         }
         Some(key)
     }
@@ -147,29 +171,35 @@ impl Queue {
             .min()
     }
 
-    /// The attempt failed. If something may have helped meanwhile the pod is tried again after its back-off.
-    pub(crate) fn failed(&mut self, key: &ObjectKey, now: Instant, unschedulable: bool) {
+    /// The attempt failed. The pod is tried again after its back-off: at once if the failure was none of the pod's
+    /// (`None`), else when something happens that may help, or if it has happened meanwhile.
+    pub(crate) fn failed(&mut self, key: &ObjectKey, now: Instant, helped_by: Option<Changes>) {
         let Some(waiting) = self.pods.get_mut(key) else { return };
         let doubled = BACKOFF.0.saturating_mul(1 << waiting.attempts.saturating_sub(1).min(16));
         let until = now + doubled.min(BACKOFF.1);
-        let moved = waiting.place == Place::Trying { moved: true };
-        waiting.place = if unschedulable && !moved {
-            Place::Unschedulable { since: now, backoff_until: until }
-        } else {
-            Place::BackingOff { until, after_error: !unschedulable }
+        let moved = match waiting.place {
+            Place::Trying { moved } => moved,
+            _ => Changes(0),
+        };
+        waiting.place = match helped_by {
+            Some(helped_by) if !helped_by.meets(moved) => {
+                Place::Unschedulable { since: now, backoff_until: until, helped_by }
+            }
+            _ => Place::BackingOff { until, after_error: helped_by.is_none() },
         };
     }
 
-    /// Something changed that may make room: the unschedulable pods are tried again, after their back-off.
-    pub(crate) fn move_all(&mut self, now: Instant) {
+    /// Something changed: the unschedulable pods that it may help are tried again, after their back-off.
+    pub(crate) fn changed(&mut self, what: Changes, now: Instant) {
         let mut ready = Vec::new();
         for (key, waiting) in &mut self.pods {
             match &mut waiting.place {
+                Place::Unschedulable { helped_by, .. } if !helped_by.meets(what) => {}
                 Place::Unschedulable { backoff_until, .. } if *backoff_until <= now => ready.push(key.clone()),
                 Place::Unschedulable { backoff_until, .. } => {
                     waiting.place = Place::BackingOff { until: *backoff_until, after_error: false };
                 }
-                Place::Trying { moved } => *moved = true,
+                Place::Trying { moved } => *moved = moved.or(what),
                 _ => {}
             }
         }
@@ -205,19 +235,21 @@ mod tests {
         let start = Instant::now();
         q.add(&key("a"), 0, false);
         q.pop(start).unwrap();
-        q.failed(&key("a"), start, true);
+        q.failed(&key("a"), start, Some(Changes::NODE));
         let later = start + Duration::from_secs(5);
         assert_eq!(q.pop(later), None);
-        q.move_all(later);
+        q.changed(Changes::STORAGE, later);
+        assert_eq!(q.pop(later), None, "that does not help it");
+        q.changed(Changes::NODE, later);
         assert_eq!(q.pop(later), Some(key("a")));
-        q.failed(&key("a"), later, true);
+        q.failed(&key("a"), later, Some(Changes::NODE));
         // The second back-off is two seconds, and others come first meanwhile.
         q.add(&key("b"), 0, false);
-        q.move_all(later);
+        q.changed(Changes::NODE, later);
         assert_eq!(q.pop(later), Some(key("b")));
-        q.failed(&key("b"), later, true);
+        q.failed(&key("b"), later, Some(Changes::NODE));
         assert_eq!(q.pop(later), Some(key("a")), "nothing else is to be done");
-        q.failed(&key("a"), later, false);
+        q.failed(&key("a"), later, None);
         assert_eq!(q.pop(later + Duration::from_secs(3)), None, "it was an error");
         assert_eq!(q.pop(later + Duration::from_secs(4)), Some(key("a")));
     }
@@ -228,8 +260,8 @@ mod tests {
         let now = Instant::now();
         q.add(&key("a"), 0, false);
         q.pop(now).unwrap();
-        q.move_all(now);
-        q.failed(&key("a"), now, true);
+        q.changed(Changes::NODE, now);
+        q.failed(&key("a"), now, Some(Changes::NODE));
         assert_eq!(q.pop(now), Some(key("a")));
         q.remove(&key("a"));
         assert_eq!(q.pop(now + Duration::from_secs(1000)), None);

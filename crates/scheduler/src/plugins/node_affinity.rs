@@ -34,6 +34,12 @@ fn labels(node: &NodeInfo) -> BTreeMap<String, String> {
     node.node.as_ref().and_then(|n| n.metadata.labels.clone()).unwrap_or_default()
 }
 
+/// Whether one of the terms holds.
+pub(super) fn any_term_matches(terms: &[NodeSelectorTerm], node: &NodeInfo) -> bool {
+    let labels = labels(node);
+    terms.iter().any(|t| term_matches(t, &labels, node.name()))
+}
+
 pub(super) fn filter(pod: &PodInfo, node: &NodeInfo) -> Result<(), Reasons> {
     let Some(spec) = pod.pod.spec.as_ref() else { return Ok(()) };
     let affinity = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());

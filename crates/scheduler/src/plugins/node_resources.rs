@@ -19,6 +19,12 @@ pub(super) fn filter(pod: &PodInfo, node: &NodeInfo) -> Result<(), Reasons> {
     if reasons.is_empty() { Ok(()) } else { Err(reasons) }
 }
 
+/// Whether the pod would fit if it were alone on the node.
+pub(super) fn fits_empty(pod: &PodInfo, node: &NodeInfo) -> bool {
+    node.max_pods() > 0
+        && pod.requests.iter().all(|(name, wanted)| *wanted <= node.allocatable.get(name).copied().unwrap_or(0))
+}
+
 /// Used share of CPU and memory with the pod, each 0 to 1.
 fn shares(pod: &PodInfo, node: &NodeInfo) -> [f64; 2] {
     let share = |name: &str, used: i64| {

@@ -39,6 +39,11 @@ pub(crate) static STRATEGY: Strategy = Strategy {
         if !o["spec"]["ephemeralContainers"].as_array().is_none_or(Vec::is_empty) {
             faults.push(FieldError::forbidden("spec.ephemeralContainers", "cannot be set on create"));
         }
+        let gated = !o["spec"]["schedulingGates"].as_array().is_none_or(Vec::is_empty);
+        if gated && o["spec"]["nodeName"].as_str().is_some_and(|n| !n.is_empty()) {
+            let why = "cannot be set until all schedulingGates have been cleared";
+            faults.push(FieldError::forbidden("spec.nodeName", why));
+        }
     },
     validate_update,
     selectable: &[
@@ -125,6 +130,15 @@ fn validate_update(new: &Value, old: &Value, faults: &mut Faults) {
     }
     for field in ["activeDeadlineSeconds", "terminationGracePeriodSeconds", "schedulingGates", "ephemeralContainers"] {
         copy(&mut allowed, old_spec, field);
+    }
+    let names = |spec: &Value| -> Vec<String> {
+        let gates = spec["schedulingGates"].as_array().into_iter().flatten();
+        gates.filter_map(|g| g["name"].as_str().map(str::to_owned)).collect()
+    };
+    let known = names(old_spec);
+    for gate in names(&new["spec"]).iter().filter(|g| !known.contains(g)) {
+        let why = format!("only deletion is allowed, but found new scheduling gate '{gate}'");
+        faults.push(FieldError::forbidden("spec.schedulingGates", why));
     }
     let before = old_spec["tolerations"].as_array().cloned().unwrap_or_default();
     let now = new["spec"]["tolerations"].as_array().cloned().unwrap_or_default();
@@ -333,6 +347,20 @@ mod tests {
         new["spec"]["nodeName"] = "m".into();
         validate_update(&new, &old, &mut f);
         assert!(f.0[0].to_string().starts_with("spec: Forbidden: pod updates may not change fields"));
+    }
+
+    #[test]
+    fn gates_only_go() {
+        let old = json!({"spec": {"schedulingGates": [{"name": "a"}, {"name": "b"}]}});
+        let mut f = Faults::default();
+        validate_update(&json!({"spec": {"schedulingGates": [{"name": "b"}]}}), &old, &mut f);
+        validate_update(&json!({"spec": {}}), &old, &mut f);
+        assert!(f.0.is_empty(), "{f:?}");
+        validate_update(&json!({"spec": {"schedulingGates": [{"name": "c"}]}}), &old, &mut f);
+        assert_eq!(
+            f.0[0].to_string(),
+            "spec.schedulingGates: Forbidden: only deletion is allowed, but found new scheduling gate 'c'"
+        );
     }
 
     #[test]
