@@ -11,7 +11,9 @@ mod guides;
 mod machines;
 mod network;
 mod runner;
+mod scheduling;
 mod shared;
+mod storage;
 mod workloads;
 
 use std::process::ExitCode;
@@ -34,6 +36,8 @@ fn main() -> ExitCode {
                 &guides::tests(),
                 workloads::TESTS,
                 network::TESTS,
+                storage::TESTS,
+                scheduling::TESTS,
                 crashes::TESTS,
                 clusters::TESTS,
                 machines::TESTS,
