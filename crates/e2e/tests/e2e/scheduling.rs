@@ -7,7 +7,13 @@ use crate::{
     workloads::{PATIENCE, ready},
 };
 
-tests![pods_keep_apart, pods_are_spread, the_more_important_pod_runs, gates_hold_a_pod];
+tests![
+    pods_keep_apart,
+    pods_are_spread,
+    the_more_important_pod_runs,
+    gates_hold_a_pod,
+    priority_classes_keep_their_value,
+];
 
 /// A pod that asks for this much of the resource and sleeps.
 fn sleeper(name: &str, labels: &str, spec: &str, requests: &str) -> String {
@@ -102,7 +108,20 @@ fn the_more_important_pod_runs() {
     kubectl.apply(&seat("third", "", 1));
     refused(&kubectl, "third", &["Insufficient example.com/seat", "No preemption victims found for incoming pod"]);
     kubectl.run(&["delete", "pod", "third"]).ok();
+    let hold = |finalizers: &str| {
+        let patch = format!(r#"{{"metadata":{{"finalizers":{finalizers}}}}}"#);
+        for pod in ["first", "second"] {
+            kubectl.run(&["patch", "pod", pod, "--type=merge", "-p", &patch]);
+        }
+    };
+    hold(r#"["example.com/hold"]"#);
     kubectl.apply(&seat("patient", "priorityClassName: urgent\n  preemptionPolicy: PreemptLowerPriority", 1));
+    eventually(PATIENCE, || {
+        let path = r#"{.items[*].status.conditions[?(@.type=="DisruptionTarget")].reason}"#;
+        let reason = kubectl.path(&["pods"], path)?;
+        check(reason == "PreemptionByScheduler", || reason)
+    });
+    hold("null");
     ready(&kubectl, "patient");
     let left = kubectl.run(&["get", "pods", "-o", "name"]).ok();
     assert_eq!(left.lines().count(), 2, "{left}");
@@ -123,4 +142,19 @@ fn gates_hold_a_pod() {
     let open = r#"[{"op":"remove","path":"/spec/schedulingGates"}]"#;
     kubectl.run(&["patch", "pod", "gated", "--type=json", "-p", open]).ok();
     ready(&kubectl, "gated");
+}
+
+fn priority_classes_keep_their_value() {
+    let kubectl = shared::server("priorities");
+    kubectl.run(&["create", "priorityclass", "steady", "--value=7", "--description=first"]).ok();
+    kubectl.run(&["get", "priorityclasses"]).prints(&["steady", "system-node-critical", "system-cluster-critical"]);
+    kubectl.run(&["patch", "priorityclass", "steady", "-p", r#"{"description":"second"}"#]).ok();
+    let mut class = kubectl.json(&["priorityclass", "steady"]);
+    assert_eq!(class["description"], "second");
+    class["description"] = "third".into();
+    kubectl.feed(&["replace", "-f", "-"], &class.to_string()).ok();
+    assert_eq!(kubectl.json(&["priorityclass", "steady"])["description"], "third");
+    let refused = kubectl.run(&["patch", "priorityclass", "steady", "-p", r#"{"value":8}"#]);
+    assert!(refused.stderr.contains("value: "), "{refused:?}");
+    assert_eq!(kubectl.json(&["priorityclass", "steady"])["value"], 7);
 }

@@ -13,6 +13,7 @@ tests![
     a_claim_that_nothing_fits,
     ephemeral_claims_go_with_their_pod,
     classes_claims_and_volumes_keep_their_rules,
+    volumes_and_classes_in_every_verb,
 ];
 
 /// A claim with further fields of its spec.
@@ -186,6 +187,15 @@ spec:
     );
     ready(&kubectl, "box");
     kubectl.run(&["get", "pvc", "-l", "type=scratch"]).prints(&["box-scratch", "Bound", "RWOP"]);
+    // The sub-path is a directory of the volume.
+    let volume = kubectl.path(&["pvc", "box-scratch"], "{.spec.volumeName}").unwrap();
+    let path = kubectl.path(&["pv", &volume], "{.spec.hostPath.path}").unwrap();
+    let node = kubectl.path(&["pod", "box"], "{.spec.nodeName}").unwrap();
+    let rootfs = kubectl.home.join("skiff/clusters/shared/nodes").join(node).join("rootfs");
+    eventually(PATIENCE, || {
+        let file = rootfs.join(path.trim_start_matches('/')).join("box/box-file");
+        check(file.exists(), || format!("{} is missing", file.display()))
+    });
     kubectl.run(&["delete", "pod", "box"]).ok();
     eventually(PATIENCE, || {
         let left = kubectl.run(&["get", "pvc", "-o", "name"]).result()?;
@@ -215,4 +225,72 @@ parameters: {type: ssd}
     let changed = kubectl.feed(&["apply", "-f", "-"], &class.replace("ssd", "hdd"));
     assert!(changed.stderr.contains("updates to parameters are forbidden."), "{changed:?}");
     kubectl.run(&["delete", "storageclass", "rules"]).ok();
+}
+
+/// Creates, reads, lists, patches, deletes, creates again, replaces, and deletes by label.
+fn every_verb(kubectl: &Kubectl, resource: &str, manifest: &str, collection: &str) {
+    let name = format!("{resource}/verbs");
+    let patch = r#"{"metadata":{"labels":{"patched":"yes"}}}"#;
+    for round in 0..2 {
+        kubectl.feed(&["create", "-f", "-"], manifest).ok();
+        kubectl.run(&["get", &name]).ok();
+        if round == 0 {
+            kubectl.run(&["patch", &name, "-p", patch]).ok();
+            kubectl.run(&["get", resource, "-l", "patched=yes"]).prints(&["verbs"]);
+            kubectl.run(&["delete", &name]).ok();
+        }
+    }
+    let mut object = kubectl.json(&[&name]);
+    object["metadata"]["labels"]["replaced"] = "yes".into();
+    kubectl.feed(&["replace", "-f", "-"], &object.to_string()).ok();
+    kubectl.run(&["get", resource, "-l", "replaced=yes"]).prints(&["verbs"]);
+    kubectl.run(&["delete", "--raw", &format!("{collection}?labelSelector=replaced%3Dyes")]).ok();
+    eventually(PATIENCE, || {
+        let left = kubectl.run(&["get", resource, "-l", "replaced=yes", "-o", "name"]).result()?;
+        check(left.is_empty(), || left)
+    });
+}
+
+/// Patches and replaces the status.
+fn status(kubectl: &Kubectl, resource: &str, manifest: &str, field: &str) {
+    let name = format!("{resource}/verbs");
+    kubectl.feed(&["create", "-f", "-"], manifest).ok();
+    eventually(PATIENCE, || {
+        let phase = kubectl.run(&["get", &name, "--subresource=status", "-o", "jsonpath={.status.phase}"]).result()?;
+        check(["Pending", "Available"].contains(&phase.as_str()), || phase)
+    });
+    let patch = format!(r#"{{"status":{field}}}"#);
+    kubectl.run(&["patch", &name, "--subresource=status", "--type=merge", "-p", &patch]).ok();
+    let mut object = kubectl.json(&[&name]);
+    assert!(object["status"].to_string().contains("as patched"), "{object}");
+    let replaced = object["status"].to_string().replace("as patched", "as replaced");
+    object["status"] = serde_json::from_str(&replaced).expect("was JSON before");
+    kubectl.feed(&["replace", "--subresource=status", "-f", "-"], &object.to_string()).ok();
+    let object = kubectl.json(&[&name]);
+    assert!(object["status"].to_string().contains("as replaced"), "{object}");
+    kubectl.run(&["delete", &name]).ok();
+}
+
+fn volumes_and_classes_in_every_verb() {
+    let kubectl = shared::server("storage-verbs");
+    let labels = "metadata: {name: verbs, labels: {verbs: 'yes'}}";
+    let volume = format!(
+        "apiVersion: v1
+kind: PersistentVolume
+{labels}
+spec:
+  capacity: {{storage: 1Gi}}
+  accessModes: [ReadWriteOnce]
+  storageClassName: verbs
+  hostPath: {{path: /mnt/verbs}}
+"
+    );
+    let claim = claim("verbs", "2Gi", "storageClassName: verbs").replace("metadata: {name: verbs}", labels);
+    let class = format!("apiVersion: storage.k8s.io/v1\nkind: StorageClass\n{labels}\nprovisioner: example.com/none\n");
+    every_verb(&kubectl, "persistentvolumes", &volume, "/api/v1/persistentvolumes");
+    every_verb(&kubectl, "persistentvolumeclaims", &claim, "/api/v1/namespaces/storage-verbs/persistentvolumeclaims");
+    every_verb(&kubectl, "storageclasses", &class, "/apis/storage.k8s.io/v1/storageclasses");
+    status(&kubectl, "persistentvolumes", &volume, r#"{"message":"as patched","reason":"E2E"}"#);
+    let condition = r#"{"conditions":[{"type":"E2E","status":"True","reason":"Set","message":"as patched"}]}"#;
+    status(&kubectl, "persistentvolumeclaims", &claim, condition);
 }
