@@ -84,9 +84,15 @@ pub struct Renderer<'a> {
 
 impl Renderer<'_> {
     fn in_version(&self, bytes: &Bytes) -> Bytes {
-        match convert::from_stored(self.kind, bytes) {
-            Some(value) => value.to_string().into(),
-            None => bytes.clone(),
+        let converted = convert::from_stored(self.kind, bytes);
+        match (converted, self.version.filter(|v| v.completes())) {
+            (None, None) => bytes.clone(),
+            (Some(value), None) => value.to_string().into(),
+            (converted, Some(version)) => {
+                let mut value = converted.unwrap_or_else(|| parse(bytes));
+                version.defaults(&mut value);
+                value.to_string().into()
+            }
         }
     }
 

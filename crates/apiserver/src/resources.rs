@@ -411,7 +411,8 @@ impl WatchState {
             match signal {
                 Signal::Change(change, seen) => {
                     let plain = self.accepted.form == Form::Object
-                        && !matches!(self.kind.storage, skiff_api::kinds::Storage::Version { .. });
+                        && !matches!(self.kind.storage, skiff_api::kinds::Storage::Version { .. })
+                        && self.version.as_ref().is_none_or(|v| !v.completes());
                     if plain {
                         return Some(change.line(seen));
                     }

@@ -98,6 +98,12 @@ impl Version {
         Ok(unknown)
     }
 
+    /// Whether a stored object may lack what this version shows.
+    pub(crate) fn completes(&self) -> bool {
+        self.has_defaults
+    }
+
+    /// Fills in what is missing: in what clients send, and in what was stored before there was a default.
     pub(crate) fn defaults(&self, value: &mut Value) {
         if self.has_defaults {
             schema::default(&self.schema, value);

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
+use skiff_api::decode;
 
 /// Fields that an object has at its root, and an embedded one has as well.
 const META: [&str; 3] = ["apiVersion", "kind", "metadata"];
@@ -36,6 +37,12 @@ fn walk_prune(schema: &Value, value: &mut Value, is_object: bool, path: &mut Str
             let mut gone = Vec::new();
             for (name, field) in map.iter_mut() {
                 if embedded && META.contains(&name.as_str()) {
+                    // The object's own metadata has been brought into form before.
+                    if name == "metadata" && !is_object && field.is_object() {
+                        let of_meta = decode::conform(field, "apimachinery.pkg.apis.meta.v1.ObjectMeta");
+                        let at = if base > 0 { format!("{path}.metadata") } else { "metadata".to_owned() };
+                        unknown.extend(of_meta.into_iter().flatten().map(|field| format!("{at}.{field}")));
+                    }
                     continue;
                 }
                 if base > 0 {
@@ -171,14 +178,14 @@ mod tests {
         }});
         let mut value = json!({"kind": "K", "metadata": {"x": 1}, "other": 1, "spec": {
             "a": "b", "b": 1, "list": [{"x": "", "y": 1}], "free": {"z": 1}, "map": {"k": "v"},
-            "template": {"kind": "Pod", "spec": {}},
+            "template": {"kind": "Pod", "metadata": {"name": "x", "nick": "y"}, "spec": {}},
         }});
         let mut unknown = Vec::new();
         prune(&schema, &mut value, &mut unknown);
-        assert_eq!(unknown, ["other", "spec.b", "spec.list[0].y", "spec.template.spec"]);
+        assert_eq!(unknown, ["other", "spec.b", "spec.list[0].y", "spec.template.metadata.nick", "spec.template.spec"]);
         assert_eq!(
             value["spec"],
-            json!({"a": "b", "list": [{"x": ""}], "free": {"z": 1}, "map": {"k": "v"}, "template": {"kind": "Pod"}})
+            json!({"a": "b", "list": [{"x": ""}], "free": {"z": 1}, "map": {"k": "v"}, "template": {"kind": "Pod", "metadata": {"name": "x"}}})
         );
     }
 

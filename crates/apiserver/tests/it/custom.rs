@@ -221,6 +221,29 @@ async fn names_belong_to_one_kind() {
 }
 
 #[tokio::test]
+async fn a_new_default_shows_in_old_objects() {
+    let api = Api::start().await;
+    let mut before = definition();
+    before["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["replicas"] =
+        json!({"type": "integer"});
+    define(&api, before).await;
+    let mut watch = api.watch(&format!("{CRS}?watch=true")).await;
+    let made = api.created(CRS, object("a", json!({"version": "14", "replicas": 2}))).await;
+    assert!(made["spec"]["storage"].is_null());
+    assert_eq!(watch.seen().await.0, "ADDED");
+    let storage = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/storage/default";
+    let crd = format!("{CRDS}/postgresqls.database.example.com");
+    let (code, changed) = api.patch(&crd, "json", json!([{"op": "add", "path": storage, "value": "1Gi"}])).await;
+    assert_eq!(code, 200, "{changed}");
+    assert_eq!(api.get(&format!("{CRS}/a")).await.1["spec"]["storage"], "1Gi");
+    assert_eq!(api.get(CRS).await.1["items"][0]["spec"]["storage"], "1Gi");
+    // Written once, it stays when the default goes.
+    api.patch(&format!("{CRS}/a"), "merge", json!({"spec": {"replicas": 3}})).await;
+    api.patch(&crd, "json", json!([{"op": "remove", "path": storage}])).await;
+    assert_eq!(api.get(&format!("{CRS}/a")).await.1["spec"]["storage"], "1Gi");
+}
+
+#[tokio::test]
 async fn bad_definitions_are_refused() {
     let api = Api::start().await;
     let mut bad = definition();

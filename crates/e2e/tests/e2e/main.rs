@@ -6,6 +6,7 @@
 mod api;
 mod clusters;
 mod crashes;
+mod extension;
 mod faults;
 mod guides;
 mod machines;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
                 machines::TESTS,
                 api::TESTS,
                 faults::TESTS,
+                extension::TESTS,
             ]
             .concat();
             runner::run(&all, shared::END)
