@@ -129,7 +129,9 @@ pub(crate) fn bind_sub_path(volume: &Path, sub_path: &Path, target: &Path) -> io
     Ok(())
 }
 
+/// Makes the directories of a path below a volume. They may be used by whoever may use the volume.
 fn make_below(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
+    let permissions = fs::metadata(format!("/proc/self/fd/{}", root.as_raw_fd()))?.permissions();
     let mut at = open_below(root, Path::new(""))?;
     let mut so_far = PathBuf::new();
     for name in path.components() {
@@ -137,11 +139,17 @@ fn make_below(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
         at = match open_below(root, &so_far) {
             Ok(next) => next,
             Err(nix::errno::Errno::ENOENT) => {
-                match mkdirat(at.as_fd(), name.as_os_str(), Mode::from_bits_truncate(0o755)) {
-                    Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+                let made = match mkdirat(at.as_fd(), name.as_os_str(), Mode::from_bits_truncate(0o755)) {
+                    Ok(()) => true,
+                    Err(nix::errno::Errno::EEXIST) => false,
                     Err(error) => return Err(error.into()),
+                };
+                let next = open_below(root, &so_far)?;
+                if made {
+                    // By what was opened: the name may lead elsewhere by now.
+                    fs::set_permissions(format!("/proc/self/fd/{}", next.as_raw_fd()), permissions.clone())?;
                 }
-                open_below(root, &so_far)?
+                next
             }
             Err(error) => return Err(error.into()),
         };
@@ -189,6 +197,10 @@ mod tests {
         assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "good");
         bind_sub_path(&volume, Path::new("made/below"), &dir.0.join("made")).unwrap();
         assert!(volume.join("made/below").is_dir());
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(&volume, fs::Permissions::from_mode(0o777)).unwrap();
+        bind_sub_path(&volume, Path::new("open"), &dir.0.join("open")).unwrap();
+        assert_eq!(fs::metadata(volume.join("open")).unwrap().permissions().mode() & 0o777, 0o777);
         bind_sub_path(&volume, Path::new("real/file"), &dir.0.join("one")).unwrap();
         assert_eq!(fs::read_to_string(dir.0.join("one")).unwrap(), "good");
     }
