@@ -73,18 +73,21 @@ impl OpenApi {
         for name in [DELETE_OPTIONS, STATUS, PATCH] {
             need(name, &mut needed);
         }
-        let mut paths = BTreeMap::new();
         for kind in kinds {
             need_kind(kind, &mut needed);
-            let mut of_kind = Map::new();
-            add_paths(kind, &mut of_kind, &mut needed);
-            paths.extend(of_kind);
+            add_paths(kind, &mut Map::new(), &mut needed);
         }
+        // Made again one kind at a time: those of all kinds at once would be many megabytes.
+        let paths = kinds.iter().flat_map(|kind| {
+            let mut of_kind = Map::new();
+            add_paths(kind, &mut of_kind, &mut BTreeSet::new());
+            of_kind
+        });
         let descriptions = Descriptions::load();
         let definitions = needed.into_iter().filter_map(fields::lookup);
         let definitions = definitions.map(|def| (format!("io.k8s.{}", def.name), schema(def, &descriptions)));
         let custom = published(registry, kinds).into_iter();
-        openapi_v2::answer(headers, paths.into_iter(), custom.chain(definitions))
+        openapi_v2::answer(headers, paths, custom.chain(definitions))
     }
 
     /// A document by its path, compressed with gzip.

@@ -318,6 +318,9 @@ impl ApiServer {
         let Some(resource) = self.engine.registry.stored(kind) else {
             return self.review(user, kind, info, query, &parts.headers, accepted, body).await;
         };
+        if let Some(custom) = &resource.custom {
+            custom.check_conversion(kind, resource.kind)?;
+        }
         let version = resource.version(kind.version);
         let headers = &parts.headers;
         let asked = Asked { info, query, headers, user: &user, kind, resource: &resource, version, accepted, body };
