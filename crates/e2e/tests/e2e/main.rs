@@ -15,6 +15,7 @@ mod runner;
 mod scheduling;
 mod shared;
 mod storage;
+mod workload_kinds;
 mod workloads;
 
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
             let all = [
                 &guides::tests(),
                 workloads::TESTS,
+                workload_kinds::TESTS,
                 network::TESTS,
                 storage::TESTS,
                 scheduling::TESTS,
