@@ -18,6 +18,7 @@ mod cel;
 mod convert;
 mod custom;
 mod discovery;
+mod eviction;
 mod http;
 mod metrics;
 mod object;

@@ -26,7 +26,7 @@ use crate::{
     admission::Admission,
     auth::{self, ServiceAccountTokens, User},
     authn::Authenticator,
-    bootstrap, custom, discovery,
+    bootstrap, custom, discovery, eviction,
     http::{Body, BoxError, failure, full, json as json_response, read_body, respond, text},
     metrics::Metrics,
     openapi::OpenApi,
@@ -346,7 +346,7 @@ impl ApiServer {
             ("status" | "approval", "patch") => resources::patch(engine, asked, Part::Status).await,
             ("scale", "get" | "update" | "patch") => subresources::scale(engine, asked).await,
             ("binding", "create") => subresources::bind(engine, asked, &info.name).await,
-            ("eviction", "create") => subresources::evict(engine, asked).await,
+            ("eviction", "create") => eviction::evict(engine, asked).await,
             ("token", "create") => subresources::token(engine, &self.authenticator.tokens, asked).await,
             ("finalize", "update") => subresources::finalize(engine, asked).await,
             ("ephemeralcontainers" | "resize", "get" | "update" | "patch") => {

@@ -12,10 +12,10 @@ use crate::{
     custom::{Scale, columns},
     http::{Body, json as json_response},
     object::{meta_mut, meta_str},
-    registry::engine::{Context, Deleted, Engine, Part, cache_status},
+    registry::engine::{Context, Engine, Part},
     render::encoded,
     request::{FieldValidation, WriteOptions},
-    resources::{Asked, decode_bytes, delete_options, patched},
+    resources::{Asked, decode_bytes, patched},
 };
 
 /// The body as an object of a type that is no kind of the table.
@@ -197,12 +197,12 @@ pub async fn bind(engine: &Engine, asked: &Asked<'_>, pod: &str) -> Result<Respo
     ))
 }
 
-fn now() -> Value {
+pub(crate) fn now() -> Value {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into()
 }
 
 /// Puts a condition in the place of the one of its type.
-fn set_condition(object: &mut Value, condition: Value) {
+pub(crate) fn set_condition(object: &mut Value, condition: Value) {
     let list = &mut object["status"]["conditions"];
     if !list.is_array() {
         *list = json!([]);
@@ -212,83 +212,6 @@ fn set_condition(object: &mut Value, condition: Value) {
         Some(found) => *found = condition,
         None => list.push(condition),
     }
-}
-
-/// `pods/eviction`: a deletion that respects disruption budgets.
-pub async fn evict(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
-    let body: Value =
-        decode::json(&asked.body).map_err(|e| Status::bad_request(format!("error decoding request body: {e}")))?.value;
-    let mut options = delete_options(asked, &body["deleteOptions"])?;
-    let pod = engine.get(asked.resource, asked.namespace(), &asked.info.name).await?;
-    let value = pod.value();
-    let over = ["Succeeded", "Failed"].iter().any(|p| value["status"]["phase"] == *p);
-    let going = value["metadata"]["deletionTimestamp"].is_string();
-    let pending = value["status"]["phase"] == "Pending";
-    if !(over || going || pending) {
-        take_disruption(engine, asked, &value, options.dry_run).await?;
-    }
-    options.uid.get_or_insert_with(|| pod.uid.to_string());
-    let write = WriteOptions::parse(asked.query)?;
-    let cx = Context { user: asked.user, options: &write };
-    match engine.delete(&cx, asked.resource, asked.namespace(), &asked.info.name, &options).await? {
-        Deleted::Gone(_) | Deleted::Last(_) | Deleted::Pending(_) => Ok(json_response(
-            201,
-            &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
-        )),
-    }
-}
-
-/// Counts the eviction against the budget that covers the pod, or refuses with 429.
-async fn take_disruption(engine: &Engine, asked: &Asked<'_>, pod: &Value, dry_run: bool) -> Result<(), Status> {
-    let budgets = engine.registry.builtin("policy", "poddisruptionbudgets");
-    let filter = crate::object::Filter { namespace: asked.namespace().to_owned(), ..Default::default() };
-    let listed = budgets.cache.list(&filter, 0, None).await.map_err(|e| cache_status(&e))?;
-    let covering: Vec<_> = listed
-        .objects
-        .iter()
-        .filter(|b| {
-            let value = b.value();
-            value["spec"]["selector"].is_object()
-                && skiff_api::selector::LabelSelector::from_value(&value["spec"]["selector"])
-                    .is_ok_and(|s| s.matches_value(pod["metadata"].get("labels")))
-        })
-        .collect();
-    let budget = match covering.as_slice() {
-        [] => return Ok(()),
-        [one] => one,
-        _ => {
-            return Err(Status::internal(
-                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
-            ));
-        }
-    };
-    let user = crate::auth::User::known("system:apiserver", &[crate::auth::MASTERS]);
-    let options = WriteOptions { dry_run, ..WriteOptions::default() };
-    let cx = Context { user: &user, options: &options };
-    let name = asked.info.name.clone();
-    let change = |old: &Value| {
-        let allowed = old["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
-        if old["status"]["observedGeneration"].as_i64().unwrap_or(0)
-            < old["metadata"]["generation"].as_i64().unwrap_or(0)
-            || allowed <= 0
-        {
-            let mut status =
-                Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 10);
-            let current = old["status"]["currentHealthy"].as_i64().unwrap_or(0);
-            let desired = old["status"]["desiredHealthy"].as_i64().unwrap_or(0);
-            status.details = json!({"causes": [{
-                "reason": "DisruptionBudget",
-                "message": format!("The disruption budget {} needs {desired} healthy pods and has {current} currently", meta_str(old, "name")),
-            }]});
-            return Err(status);
-        }
-        let mut new = old.clone();
-        new["status"]["disruptionsAllowed"] = (allowed - 1).into();
-        new["status"]["disruptedPods"][&name] = now();
-        Ok(new)
-    };
-    engine.update(&cx, budgets, &budget.namespace, &budget.name, Part::Status, "status", &change).await?;
-    Ok(())
 }
 
 /// `serviceaccounts/token`: a token for the account, bound to a pod if the request says so.

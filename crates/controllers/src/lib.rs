@@ -5,9 +5,11 @@
 //! the retries and the watches are those of `skiff_client`.
 
 mod certificates;
+mod cronjob;
 mod custom;
 mod daemonset;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod endpointslice;
 mod ephemeralvolume;
@@ -90,6 +92,8 @@ pub async fn run(config: Config, informers: Informers) {
     controllers.spawn(statefulset::run(informers.clone()));
     controllers.spawn(daemonset::run(informers.clone()));
     controllers.spawn(job::run(informers.clone()));
+    controllers.spawn(disruption::run(informers.clone()));
+    controllers.spawn(cronjob::run(informers.clone()));
     controllers.spawn(ttlafterfinished::run(informers.clone()));
     controllers.spawn(endpointslice::run(informers.clone()));
     controllers.spawn(endpoints::run(informers.clone()));

@@ -14,6 +14,7 @@ mod coordination;
 mod core;
 mod discovery;
 mod networking;
+mod policy;
 mod rbac;
 mod scheduling;
 mod storage;
@@ -66,6 +67,7 @@ pub fn strategy(kind: &Kind) -> &'static Strategy {
         ("coordination.k8s.io", _) => &coordination::lease::STRATEGY,
         ("discovery.k8s.io", _) => &discovery::endpointslice::STRATEGY,
         ("networking.k8s.io", "Ingress") => &networking::ingress::STRATEGY,
+        ("policy", "PodDisruptionBudget") => &policy::poddisruptionbudget::STRATEGY,
         ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => &rbac::role::STRATEGY,
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => &rbac::rolebinding::STRATEGY,
         ("scheduling.k8s.io", _) => &scheduling::priorityclass::STRATEGY,

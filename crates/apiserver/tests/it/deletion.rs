@@ -165,6 +165,9 @@ async fn a_terminating_namespace_takes_nothing_new() {
 async fn an_eviction_respects_the_budget() {
     let api = Api::start().await;
     running(&api, "p").await;
+    // One that is not ready could go while the others are healthy.
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    assert_eq!(api.patch(&format!("{PODS}/p/status"), "merge", ready).await.0, 200);
     const BUDGETS: &str = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
     let budget =
         json!({"metadata": {"name": "b"}, "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "p"}}}});
