@@ -115,16 +115,31 @@ pub async fn run(config: Config, informers: Informers) {
     }
 }
 
-/// A merge patch that makes `old` be `new`: what `new` leaves out is taken away.
+/// A merge patch that makes `old` be `new`: what `new` leaves out is taken away, at any depth.
 pub(crate) fn replacement(old: &impl serde::Serialize, new: &impl serde::Serialize) -> serde_json::Value {
-    let mut patch = serde_json::to_value(new).unwrap_or_default();
-    let old = serde_json::to_value(old).unwrap_or_default();
-    if let (Some(patch), Some(old)) = (patch.as_object_mut(), old.as_object()) {
-        for field in old.keys() {
-            if !patch.contains_key(field) {
-                patch.insert(field.clone(), serde_json::Value::Null);
+    fn erase(patch: &mut serde_json::Value, old: &serde_json::Value) {
+        let (Some(patch), Some(old)) = (patch.as_object_mut(), old.as_object()) else { return };
+        for (field, value) in old {
+            match patch.get_mut(field) {
+                Some(now) => erase(now, value),
+                None => {
+                    patch.insert(field.clone(), serde_json::Value::Null);
+                }
             }
         }
     }
+    let mut patch = serde_json::to_value(new).unwrap_or_default();
+    erase(&mut patch, &serde_json::to_value(old).unwrap_or_default());
     patch
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    #[test]
+    fn a_replacement_takes_away_what_is_left_out() {
+        let (old, new) = (json!({"a": {"b": [1], "c": 2}, "d": 3}), json!({"a": {"c": 2}, "e": {}}));
+        assert_eq!(super::replacement(&old, &new), json!({"a": {"b": null, "c": 2}, "d": null, "e": {}}));
+    }
 }

@@ -124,14 +124,7 @@ impl Disruption {
             // The API server counts evictions in the same status: whoever is late looks again.
             let api: Api<PodDisruptionBudget> = Api::namespaced(self.client.clone(), &key.namespace);
             let metadata = json!({"uid": budget.uid(), "resourceVersion": budget.resource_version()});
-            let mut status = crate::replacement(&budget.status, &decision.status);
-            if let Some(old) = budget.status.as_ref().and_then(|s| s.disrupted_pods.as_ref()) {
-                // A merge patch takes away only what it names.
-                let kept = decision.status.disrupted_pods.clone().unwrap_or_default();
-                for gone in old.keys().filter(|name| !kept.contains_key(*name)) {
-                    status["disruptedPods"][gone] = serde_json::Value::Null;
-                }
-            }
+            let status = crate::replacement(&budget.status, &decision.status);
             let patch = json!({"metadata": metadata, "status": status});
             match api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
                 Err(e) if is_not_found(&e) => return Ok(Action::Done),

@@ -10,7 +10,16 @@ use crate::{
     workloads::PATIENCE,
 };
 
-tests![a_stateful_set_in_order, a_stateful_set_rolls_and_is_undone, a_daemon_set_on_every_node,];
+tests![
+    a_stateful_set_in_order,
+    a_stateful_set_rolls_and_is_undone,
+    a_daemon_set_on_every_node,
+    jobs_end_well_or_not,
+    an_indexed_job,
+    a_cron_job,
+    a_replication_controller,
+    draining_keeps_a_budget,
+];
 
 fn namespace(name: &str) -> Kubectl {
     shared::cluster().in_new(name)
@@ -329,7 +338,10 @@ spec:
     ready("1");
     kubectl.run(&["get", "rc", "old"]).prints(&["DESIRED", "1 "]);
     // A pod whose labels change is released and replaced.
-    let pod = names(&kubectl, "app=old").unwrap().split(' ').next().unwrap().to_owned();
+    let pod = eventually(PATIENCE, || {
+        let names = names(&kubectl, "app=old")?;
+        check(!names.contains(' '), || names.clone()).map(|()| names)
+    });
     kubectl.run(&["label", "pod", &pod, "app=other", "--overwrite"]).ok();
     eventually(PATIENCE, || {
         let owners = kubectl.path(&["pod", &pod], "{.metadata.ownerReferences}")?;
