@@ -24,8 +24,36 @@ static ENVIRONMENT: LazyLock<Arc<Env>> = LazyLock::new(|| {
     Arc::new(env)
 });
 
+/// How deep brackets, and how many operators, an expression may have: parser and evaluator go down with them, and
+/// must not reach the end of a thread's stack.
+const MAX_BRACKETS: usize = 48;
+const MAX_OPERATORS: usize = 500;
+
+/// Whether an expression is of a size that can be worked on. What looks like an operator in a text counts as well.
+fn check_size(text: &str) -> Result<(), String> {
+    let (mut depth, mut deepest, mut operators) = (0_usize, 0, 0_usize);
+    for c in text.bytes() {
+        match c {
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            b'.' | b'+' | b'-' | b'*' | b'/' | b'%' | b'!' | b'?' | b'<' | b'>' => operators += 1,
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    operators += ["&&", "||", "==", "in"].iter().map(|name| text.matches(name).count()).sum::<usize>();
+    if deepest > MAX_BRACKETS {
+        return Err(format!("expression recursion limit exceeded: {MAX_BRACKETS}"));
+    }
+    if operators > MAX_OPERATORS {
+        return Err(format!("expression has more than {MAX_OPERATORS} operators"));
+    }
+    Ok(())
+}
+
 /// Compiles an expression, once for as long as it is in use.
 pub fn compile(text: &str) -> Result<Arc<Program>, String> {
+    check_size(text)?;
     static COMPILED: LazyLock<Mutex<HashMap<String, Arc<Program>>>> = LazyLock::new(Mutex::default);
     if let Some(program) = COMPILED.lock().get(text) {
         return Ok(program.clone());
@@ -193,6 +221,35 @@ mod tests {
         assert!(fault("object.x ==", &["object"]).is_some());
         assert!(fault("self.x", &["object"]).is_some_and(|f| f.contains("undeclared reference to 'self'")));
         assert_eq!(fault("object.items.all(i, i > 0)", &["object"]), None);
+    }
+
+    #[test]
+    fn deep_expressions_are_refused() {
+        let brackets = |n: usize| "(".repeat(n) + "1" + &")".repeat(n);
+        let lists = |n: usize| "[".repeat(n) + "1" + &"]".repeat(n) + " == []";
+        for deep in
+            [brackets(5000), lists(5000), "!".repeat(9001) + "true", "1+".repeat(9000) + "1", "a.".repeat(9000) + "b"]
+        {
+            assert!(compile(&deep).is_err());
+        }
+        assert!(compile(&("1 in ".repeat(9000) + "[1]")).is_err() && compile(&("1==".repeat(9000) + "1")).is_err());
+        // What is not refused fits on the stack of the runtime's threads.
+        let (b, o) = (MAX_BRACKETS, MAX_OPERATORS);
+        let all = [
+            brackets(b),
+            lists(b),
+            "!".repeat(o) + "true",
+            "-".repeat(o) + "1",
+            "1+".repeat(o) + "1",
+            "a.".repeat(o) + "b",
+            "true ? 1 : ".repeat(o) + "1",
+            "true && ".repeat(o) + "true",
+        ];
+        for large in all {
+            let work = move || compile(&large).map(|p| evaluate(&p, &[]).is_ok());
+            let done = std::thread::Builder::new().stack_size(2 << 20).spawn(work).unwrap().join();
+            assert!(done.is_ok());
+        }
     }
 
     #[test]
