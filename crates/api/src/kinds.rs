@@ -128,6 +128,7 @@ impl Kind {
             "apiregistration.k8s.io" => {
                 format!("kube-aggregator.pkg.apis.apiregistration.{}.{}", self.version, self.kind)
             }
+            METRICS => format!("metrics.pkg.apis.metrics.{}.{}", self.version, self.kind),
             group => {
                 // rbac.authorization.k8s.io is published as `rbac`, flowcontrol.apiserver.k8s.io as `flowcontrol`.
                 let package = match group.split('.').next() {
@@ -151,7 +152,7 @@ impl Kind {
     /// The verbs of discovery, in its order.
     pub fn verbs(&self) -> &'static [&'static str] {
         match (self.kind, self.storage) {
-            ("ComponentStatus", _) => &["get", "list"],
+            ("ComponentStatus" | "NodeMetrics" | "PodMetrics", _) => &["get", "list"],
             // Namespaces are emptied one at a time.
             ("Namespace", _) => &["create", "delete", "get", "list", "patch", "update", "watch"],
             (_, Storage::Virtual) => &["create"],
@@ -172,6 +173,8 @@ const ADMISSION: &str = "admissionregistration.k8s.io";
 const AUTHN: &str = "authentication.k8s.io";
 const AUTHZ: &str = "authorization.k8s.io";
 const FLOW: &str = "flowcontrol.apiserver.k8s.io";
+/// What nodes and pods use: elsewhere an add-on's group, here built in.
+pub const METRICS: &str = "metrics.k8s.io";
 const NET: &str = "networking.k8s.io";
 const RBAC: &str = "rbac.authorization.k8s.io";
 const RESOURCE: &str = "resource.k8s.io";
@@ -289,6 +292,8 @@ pub static KINDS: &[Kind] = &[
     Kind::new(RESOURCE, "v1", "ResourceClaim", "resourceclaims", NS).sub(&["status"]),
     Kind::new(RESOURCE, "v1", "ResourceClaimTemplate", "resourceclaimtemplates", NS),
     Kind::new(RESOURCE, "v1", "ResourceSlice", "resourceslices", CLUSTER),
+    Kind::new(METRICS, "v1beta1", "NodeMetrics", "nodes", CLUSTER).virt(),
+    Kind::new(METRICS, "v1beta1", "PodMetrics", "pods", NS).virt(),
 ];
 
 /// A text that lives as long as the program, as the names of kinds do. The same text is kept once.

@@ -63,11 +63,13 @@ fn every_field_is_as_published() {
         .iter()
         .map(|(name, schema)| (name.strip_prefix("io.k8s.").unwrap(), schema))
         .collect();
-    let ours: BTreeSet<&str> = fields::types().map(|t| t.name).collect();
+    // The group of metrics has a description of its own.
+    let types = || fields::types().filter(|t| !t.name.starts_with("metrics."));
+    let ours: BTreeSet<&str> = types().map(|t| t.name).collect();
     assert_eq!(ours, published.keys().copied().collect());
 
     let none = Map::new();
-    for def in fields::types() {
+    for def in types() {
         let schema = published[def.name];
         let properties = schema["properties"].as_object().unwrap_or(&none);
         assert_eq!(def.map, schema["x-kubernetes-map-type"].as_str(), "{}", def.name);
@@ -164,5 +166,5 @@ fn every_stable_resource_is_served_as_published() {
         let subresources: BTreeSet<String> = kind.subresources.iter().map(|s| (*s).to_owned()).collect();
         assert_eq!(subresources, want.subresources, "{}", kind.kind);
     }
-    assert_eq!(KINDS.len(), published.len());
+    assert_eq!(KINDS.iter().filter(|k| k.group != kinds::METRICS).count(), published.len());
 }

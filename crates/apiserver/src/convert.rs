@@ -60,26 +60,130 @@ fn rename(value: &mut Value, names: &[(&str, &str)], forward: bool) {
     *map = renamed;
 }
 
-/// Where the parts of a v2 autoscaler that v1 has no field for are kept.
+/// Where the parts of a v2 autoscaler that v1 has no field for are kept, in v1's own words.
 const V2_METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
+const V2_BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
+const V2_CURRENT: &str = "autoscaling.alpha.kubernetes.io/current-metrics";
+const V2_CONDITIONS: &str = "autoscaling.alpha.kubernetes.io/conditions";
+
+/// Where a field of v2 is in v1, for each source of metrics: in a spec and in a status.
+const METRIC_FIELDS: &[(&str, &str, &str)] = &[
+    ("name", "name", "name"),
+    ("container", "container", "container"),
+    ("describedObject", "target", "target"),
+    ("metric/name", "metricName", "metricName"),
+    ("metric/selector", "selector", "selector"),
+    ("value", "targetValue", "currentValue"),
+    ("averageValue", "targetAverageValue", "currentAverageValue"),
+    ("averageUtilization", "targetAverageUtilization", "currentAverageUtilization"),
+];
+
+/// The field of v1 for one of v2; a few sources have names of their own.
+fn v1_field(source: &str, (v2, spec, status): (&str, &'static str, &'static str), of_status: bool) -> &'static str {
+    match (source, v2) {
+        ("object", "averageValue") => "averageValue",
+        ("external", "metric/selector") => "metricSelector",
+        _ if of_status => status,
+        _ => spec,
+    }
+}
+
+/// The path of a field within the source of a metric in v2.
+fn v2_path(v2: &str, of_status: bool) -> String {
+    match v2 {
+        "value" | "averageValue" | "averageUtilization" if of_status => format!("/current/{v2}"),
+        "value" | "averageValue" | "averageUtilization" => format!("/target/{v2}"),
+        _ => format!("/{v2}"),
+    }
+}
+
+fn source_of(metric: &Value) -> Option<&'static str> {
+    ["resource", "containerResource", "pods", "object", "external"].into_iter().find(|s| metric[*s].is_object())
+}
+
+fn metric_to_v1(metric: &Value, of_status: bool) -> Value {
+    let Some(source) = source_of(metric) else { return metric.clone() };
+    let mut out = json!({});
+    for field in METRIC_FIELDS {
+        if let Some(v) = metric[source].pointer(&v2_path(field.0, of_status)) {
+            out[v1_field(source, *field, of_status)] = v.clone();
+        }
+    }
+    json!({"type": metric["type"], source: out})
+}
+
+fn metric_to_v2(metric: &Value, of_status: bool) -> Value {
+    let Some(source) = source_of(metric) else { return metric.clone() };
+    let mut out = json!({});
+    for field in METRIC_FIELDS {
+        let v = &metric[source][v1_field(source, *field, of_status)];
+        if !v.is_null() {
+            match v2_path(field.0, of_status).trim_start_matches('/').split_once('/') {
+                Some((outer, inner)) => out[outer][inner] = v.clone(),
+                None => out[field.0] = v.clone(),
+            }
+        }
+    }
+    if !of_status {
+        let has = |field: &str| !out["target"][field].is_null();
+        out["target"]["type"] = match (has("averageUtilization"), has("averageValue")) {
+            (true, _) => "Utilization".into(),
+            (_, true) => "AverageValue".into(),
+            _ => "Value".into(),
+        };
+    }
+    json!({"type": metric["type"], source: out})
+}
+
+/// A v1 autoscaler as v2 shows it.
+pub fn autoscaler_in_v2(value: &Value) -> Value {
+    let mut value = value.clone();
+    autoscaler_to_v2(&mut value);
+    value
+}
 
 fn autoscaler_to_v2(value: &mut Value) {
-    let kept = value["metadata"]["annotations"]
-        .as_object_mut()
-        .and_then(|a| a.shift_remove(V2_METRICS))
-        .and_then(|m| serde_json::from_str::<Vec<Value>>(m.as_str()?).ok());
+    let mut kept = |name: &str| {
+        let annotations = value["metadata"].get_mut("annotations")?.as_object_mut()?;
+        let kept = annotations.shift_remove(name)?;
+        serde_json::from_str::<Value>(kept.as_str()?).ok()
+    };
+    let (metrics, behavior, current, conditions) =
+        (kept(V2_METRICS), kept(V2_BEHAVIOR), kept(V2_CURRENT), kept(V2_CONDITIONS));
+    let list = |of: Option<Value>, of_status: bool| -> Vec<Value> {
+        let of = of.unwrap_or_default();
+        of.as_array().into_iter().flatten().map(|m| metric_to_v2(m, of_status)).collect()
+    };
     if let Some(spec) = value["spec"].as_object_mut() {
         let target = spec.shift_remove("targetCPUUtilizationPercentage");
-        let mut metrics = kept.unwrap_or_default();
+        let mut metrics = list(metrics, false);
         if let Some(n) = target {
             metrics.insert(0, json!({"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": n}}}));
         }
         if !metrics.is_empty() {
             spec.insert("metrics".into(), metrics.into());
         }
+        if let Some(behavior) = behavior.filter(Value::is_object) {
+            spec.insert("behavior".into(), behavior);
+        }
     }
-    if let Some(status) = value["status"].as_object_mut() {
-        status.shift_remove("currentCPUUtilizationPercentage");
+    if let Some(status) = value.get_mut("status").and_then(Value::as_object_mut) {
+        let cpu = status.shift_remove("currentCPUUtilizationPercentage");
+        let mut current = list(current, true);
+        if let Some(n) = cpu
+            && !current.iter().any(is_cpu_status)
+        {
+            current.insert(
+                0,
+                json!({"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": n}}}),
+            );
+        }
+        if !current.is_empty() {
+            status.insert("currentMetrics".into(), current.into());
+        }
+        if let Some(conditions) = conditions.filter(Value::is_array) {
+            status.insert("conditions".into(), conditions);
+        }
     }
 }
 
@@ -89,21 +193,41 @@ fn is_cpu_utilization(metric: &Value) -> bool {
         && metric["resource"]["target"]["averageUtilization"].is_i64()
 }
 
+fn is_cpu_status(metric: &Value) -> bool {
+    metric["resource"]["name"] == "cpu" && metric["resource"]["current"]["averageUtilization"].is_i64()
+}
+
 fn autoscaler_to_v1(value: &mut Value) {
     let Some(spec) = value["spec"].as_object_mut() else { return };
-    spec.shift_remove("behavior");
+    let mut keep: Vec<(&str, Value)> = Vec::new();
+    if let Some(behavior) = spec.shift_remove("behavior") {
+        keep.push((V2_BEHAVIOR, behavior));
+    }
     let metrics = spec.shift_remove("metrics");
-    let (cpu, others): (Vec<Value>, Vec<Value>) =
-        metrics.and_then(|m| m.as_array().cloned()).unwrap_or_default().into_iter().partition(is_cpu_utilization);
-    if let Some(first) = cpu.first() {
-        spec.insert("targetCPUUtilizationPercentage".into(), first["resource"]["target"]["averageUtilization"].clone());
+    let mut others = metrics.and_then(|m| m.as_array().cloned()).unwrap_or_default();
+    // The first one has a field; a second of the same is kept with the others.
+    if let Some(i) = others.iter().position(is_cpu_utilization) {
+        let cpu = others.remove(i);
+        spec.insert("targetCPUUtilizationPercentage".into(), cpu["resource"]["target"]["averageUtilization"].clone());
     }
     if !others.is_empty() {
-        value["metadata"]["annotations"][V2_METRICS] = Value::Array(others).to_string().into();
+        keep.push((V2_METRICS, others.iter().map(|m| metric_to_v1(m, false)).collect()));
     }
-    if let Some(status) = value["status"].as_object_mut() {
-        status.shift_remove("currentMetrics");
-        status.shift_remove("conditions");
+    if let Some(status) = value.get_mut("status").and_then(Value::as_object_mut) {
+        let current = status.shift_remove("currentMetrics").and_then(|m| m.as_array().cloned()).unwrap_or_default();
+        if let Some(cpu) = current.iter().find(|m| is_cpu_status(m)) {
+            let percent = cpu["resource"]["current"]["averageUtilization"].clone();
+            status.insert("currentCPUUtilizationPercentage".into(), percent);
+        }
+        if !current.is_empty() {
+            keep.push((V2_CURRENT, current.iter().map(|m| metric_to_v1(m, true)).collect()));
+        }
+        if let Some(conditions) = status.shift_remove("conditions") {
+            keep.push((V2_CONDITIONS, conditions));
+        }
+    }
+    for (name, kept) in keep {
+        value["metadata"]["annotations"][name] = kept.to_string().into();
     }
 }
 
@@ -130,5 +254,29 @@ mod tests {
         assert_eq!(stored["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"], 50);
         let back = from_stored(hpa, stored.to_string().as_bytes()).unwrap();
         assert_eq!(back["spec"], json!({"maxReplicas": 3, "targetCPUUtilizationPercentage": 50}));
+    }
+
+    #[test]
+    fn what_v1_has_no_field_for_is_kept() {
+        let hpa = by_kind("autoscaling", "v1", "HorizontalPodAutoscaler").unwrap();
+        let cpu = json!({"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}});
+        let external = json!({"type": "External", "external": {"metric": {"name": "q", "selector": {"matchLabels": {"a": "b"}}}, "target": {"type": "AverageValue", "averageValue": "5"}}});
+        let object = json!({"type": "Object", "object": {"describedObject": {"kind": "Service", "name": "s"}, "metric": {"name": "q"}, "target": {"type": "Value", "value": "5"}}});
+        let v2 = json!({
+            "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "h"},
+            "spec": {"maxReplicas": 3, "metrics": [cpu, external, object], "behavior": {"scaleUp": {"selectPolicy": "Min"}}},
+            "status": {"conditions": [{"type": "AbleToScale"}], "currentMetrics": [{"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": 7, "averageValue": "1m"}}}]},
+        });
+        let v1 = from_stored(hpa, v2.to_string().as_bytes()).unwrap();
+        assert_eq!(v1["spec"], json!({"maxReplicas": 3, "targetCPUUtilizationPercentage": 50}));
+        assert_eq!(v1["status"], json!({"currentCPUUtilizationPercentage": 7}));
+        let kept: Value = serde_json::from_str(v1["metadata"]["annotations"][V2_METRICS].as_str().unwrap()).unwrap();
+        assert_eq!(
+            kept[0]["external"],
+            json!({"metricName": "q", "metricSelector": {"matchLabels": {"a": "b"}}, "targetAverageValue": "5"})
+        );
+        let mut back = to_stored(hpa, v1);
+        back["metadata"].as_object_mut().unwrap().shift_remove("annotations");
+        assert_eq!(back, v2);
     }
 }

@@ -34,6 +34,7 @@ mod reviews;
 mod server;
 mod services;
 mod subresources;
+mod usage;
 
 pub use self::{
     auth::{MASTERS, ServiceAccountTokens, TokenError, User},

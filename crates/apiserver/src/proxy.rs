@@ -299,6 +299,22 @@ pub async fn to_kubelet(
     Ok(response)
 }
 
+/// What a node's kubelet says of the use of the node and its containers.
+pub async fn usage_summary(registry: &Registry, backends: &Backends, node: &str) -> Result<Value, Status> {
+    let (host, port) = kubelet_of(registry, node)?;
+    let path_and_query = "/stats/summary?only_cpu_and_memory=true".to_owned();
+    let request = Request::new(crate::http::full(""));
+    let target = Target { host, port, tls: Some(node.to_owned()), path_and_query };
+    let response = backends.forward(request, target).await?;
+    let code = response.status().as_u16();
+    if code != 200 {
+        return Err(kubelet_failure(code, response).await);
+    }
+    // A full node's summary may be larger than any request.
+    let body = response.into_body().collect().await.map_err(Status::internal)?.to_bytes();
+    serde_json::from_slice(&body).map_err(Status::internal)
+}
+
 /// A kubelet's refusal as a `Status`: its text is the message.
 async fn kubelet_failure(code: u16, response: Response<Body>) -> Status {
     let body = read_body(response.into_body()).await.unwrap_or_default();

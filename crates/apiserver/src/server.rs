@@ -42,6 +42,7 @@ use crate::{
     reviews,
     services::{ServiceAddresses, ServiceRange},
     subresources,
+    usage::{self, Usage},
 };
 
 /// How long a request that is no watch and no stream may take.
@@ -65,6 +66,7 @@ pub struct ApiServer {
     authenticator: Authenticator,
     authorizer: Arc<Authorizer>,
     backends: Backends,
+    usage: Usage,
     openapi: OpenApi,
     metrics: Metrics,
     advertise: std::net::SocketAddr,
@@ -91,6 +93,7 @@ impl ApiServer {
             },
             authorizer,
             backends: Backends::new(config.kubelet_client),
+            usage: Usage::default(),
             openapi: OpenApi::default(),
             metrics: Metrics::default(),
             advertise: config.advertise,
@@ -313,7 +316,11 @@ impl ApiServer {
             return proxy::to_backend(&self.engine, &self.backends, info, request).await;
         }
         let (parts, body) = request.into_parts();
-        let accepted = render::negotiate(&parts.headers, query.get("pretty").is_some_and(|p| p == "true" || p == "1"))?;
+        let pretty = query.get("pretty").is_some_and(|p| p == "true" || p == "1");
+        let accepted = render::negotiate(&parts.headers, pretty)?;
+        if kind.group == skiff_api::kinds::METRICS {
+            return usage::answer(self, kind, info, query, accepted).await;
+        }
         let body = read_body(body).await?;
         let Some(resource) = self.engine.registry.stored(kind) else {
             return self.review(user, kind, info, query, &parts.headers, accepted, body).await;
@@ -447,6 +454,14 @@ impl ApiServer {
 
     pub(crate) fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    pub(crate) fn backends(&self) -> &Backends {
+        &self.backends
+    }
+
+    pub(crate) fn usage(&self) -> &Usage {
+        &self.usage
     }
 
     /// Signs tokens of service accounts.

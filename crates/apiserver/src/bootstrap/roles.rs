@@ -88,7 +88,13 @@ fn view() -> Vec<Value> {
     rules.push(rule(READ, &["batch"], &["cronjobs/status", "jobs/status"]));
     rules.push(rule(READ, &["policy"], &["poddisruptionbudgets/status"]));
     rules.push(rule(READ, &["networking.k8s.io"], &["ingresses/status"]));
+    rules.push(metrics_reader());
     rules
+}
+
+/// What nodes and pods use.
+fn metrics_reader() -> Value {
+    rule(READ, &["metrics.k8s.io"], &["nodes", "pods"])
 }
 
 fn edit() -> Vec<Value> {
@@ -178,6 +184,7 @@ fn cluster_roles() -> Vec<(&'static str, Vec<Value>)> {
         ("admin", admin()),
         ("edit", edit()),
         ("view", view()),
+        ("system:aggregated-metrics-reader", vec![metrics_reader()]),
         ("system:discovery", vec![urls(discovery)]),
         ("system:public-info-viewer", vec![urls(health)]),
         (

@@ -8,6 +8,7 @@ pub mod table;
 mod admissionregistration;
 mod apiextensions;
 mod apps;
+mod autoscaling;
 mod batch;
 mod certificates;
 mod coordination;
@@ -61,6 +62,7 @@ pub fn strategy(kind: &Kind) -> &'static Strategy {
         ("apps", "Deployment") => &apps::deployment::STRATEGY,
         ("apps", "ReplicaSet") => &apps::replicaset::STRATEGY,
         ("apps", "StatefulSet") => &apps::statefulset::STRATEGY,
+        ("autoscaling", _) => &autoscaling::horizontalpodautoscaler::STRATEGY,
         ("batch", "Job") => &batch::job::STRATEGY,
         ("batch", "CronJob") => &batch::cronjob::STRATEGY,
         ("certificates.k8s.io", _) => &certificates::certificatesigningrequest::STRATEGY,

@@ -4,6 +4,7 @@
 
 mod auth;
 mod logs;
+mod node_cgroup;
 mod stats;
 mod streaming;
 

@@ -15,6 +15,8 @@ struct Usage {
     pod: String,
     uid: String,
     container: String,
+    id: String,
+    image: String,
     started: Option<Timestamp>,
     cpu_ns: u64,
     cpu_nano_cores: Option<u64>,
@@ -31,12 +33,15 @@ fn value(of: Option<&v1::UInt64Value>) -> u64 {
 
 async fn usages(kubelet: &Kubelet) -> Result<Vec<Usage>, Failure> {
     let stats = kubelet.runtime.container_stats().await.map_err(|e| Failure::internal(e.to_string()))?;
-    let started: BTreeMap<String, i64> = kubelet
+    let image =
+        |c: &crate::observed::ObservedContainer| c.status.image.as_ref().map_or(String::new(), |i| i.image.clone());
+    let known: BTreeMap<String, (i64, String)> = kubelet
         .pods
         .all()
         .iter()
         .flat_map(|h| {
-            h.view.borrow().containers.iter().map(|c| (c.id().to_owned(), c.status.started_at)).collect::<Vec<_>>()
+            let view = h.view.borrow();
+            view.containers.iter().map(|c| (c.id().to_owned(), (c.status.started_at, image(c)))).collect::<Vec<_>>()
         })
         .collect();
     Ok(stats
@@ -50,7 +55,9 @@ async fn usages(kubelet: &Kubelet) -> Result<Vec<Usage>, Failure> {
                 pod: label(names::POD_NAME)?,
                 uid: label(names::POD_UID)?,
                 container: label(names::CONTAINER_NAME)?,
-                started: started.get(&attributes.id).and_then(|s| crate::pod::timestamp(*s)),
+                started: known.get(&attributes.id).and_then(|(s, _)| crate::pod::timestamp(*s)),
+                image: known.get(&attributes.id).map_or(String::new(), |(_, image)| image.clone()),
+                id: attributes.id.clone(),
                 cpu_ns: value(cpu.usage_core_nano_seconds.as_ref()),
                 cpu_nano_cores: cpu.usage_nano_cores.as_ref().map(|v| v.value),
                 memory_working_set: value(memory.working_set_bytes.as_ref()),
@@ -63,8 +70,16 @@ async fn usages(kubelet: &Kubelet) -> Result<Vec<Usage>, Failure> {
         .collect())
 }
 
-/// Seconds of CPU and bytes of memory that the whole node uses.
+/// Seconds of CPU and bytes of memory that the whole node uses: those of the cgroup that the kubelet sees as the root,
+/// which on a node of a local cluster is the node's own and elsewhere the machine's.
 fn node_usage(kubelet: &Kubelet) -> (f64, i64) {
+    let (cpu, memory) = super::node_cgroup::usage(std::path::Path::new("/sys/fs/cgroup"));
+    let cpu = cpu.map_or_else(machine_cpu_seconds, |ns| ns as f64 / 1e9);
+    let memory = memory.and_then(|bytes| i64::try_from(bytes).ok()).unwrap_or_else(|| machine_memory(kubelet));
+    (cpu, memory)
+}
+
+fn machine_cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let ticks: u64 = stat
         .lines()
@@ -76,10 +91,14 @@ fn node_usage(kubelet: &Kubelet) -> (f64, i64) {
         .filter_map(|(_, n)| n.parse::<u64>().ok())
         .sum();
     let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
+    ticks as f64 / per_second as f64
+}
+
+fn machine_memory(kubelet: &Kubelet) -> i64 {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available = meminfo.lines().find(|l| l.starts_with("MemAvailable:"));
     let available: i64 = available.and_then(|l| l.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0) << 10;
-    (ticks as f64 / per_second as f64, (kubelet.capacity.memory_bytes - available).max(0))
+    (kubelet.capacity.memory_bytes - available).max(0)
 }
 
 /// `/stats/summary`.
@@ -205,16 +224,25 @@ pub(super) async fn resource(kubelet: &Kubelet) -> Result<String, Failure> {
 pub(super) async fn cadvisor(kubelet: &Kubelet) -> Result<String, Failure> {
     let usages = usages(kubelet).await?;
     let mut out = String::new();
-    let series: [(&str, &str, fn(&Usage) -> f64); 4] = [
+    let series: [(&str, &str, fn(&Usage) -> f64); 6] = [
         ("container_cpu_usage_seconds_total", "counter", |u| u.cpu_ns as f64 / 1e9),
         ("container_memory_usage_bytes", "gauge", |u| u.memory_usage as f64),
         ("container_memory_working_set_bytes", "gauge", |u| u.memory_working_set as f64),
         ("container_memory_rss", "gauge", |u| u.memory_rss as f64),
+        ("container_fs_usage_bytes", "gauge", |u| u.writable_layer as f64),
+        ("container_start_time_seconds", "gauge", |u| u.started.map_or(0.0, |t| t.as_millisecond() as f64 / 1e3)),
     ];
+    out.push_str(&format!(
+        "# TYPE machine_cpu_cores gauge\nmachine_cpu_cores {}\n# TYPE machine_memory_bytes gauge\nmachine_memory_bytes {}\n",
+        kubelet.capacity.cpu_millis / 1000, kubelet.capacity.memory_bytes
+    ));
     for (name, kind, of) in series {
         out.push_str(&format!("# TYPE {name} {kind}\n"));
         for u in &usages {
-            let labels = format!("container=\"{}\",namespace=\"{}\",pod=\"{}\"", u.container, u.namespace, u.pod);
+            let labels = format!(
+                "container=\"{}\",id=\"{}\",image=\"{}\",namespace=\"{}\",pod=\"{}\"",
+                u.container, u.id, u.image, u.namespace, u.pod
+            );
             out.push_str(&format!("{name}{{{labels}}} {}\n", of(u)));
         }
     }

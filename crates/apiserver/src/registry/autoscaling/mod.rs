@@ -1,0 +1,3 @@
+//! Autoscalers.
+
+pub(crate) mod horizontalpodautoscaler;
