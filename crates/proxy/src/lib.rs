@@ -9,7 +9,8 @@
 //! one endpoint is a batch of a few hundred bytes. Which address gets it is decided once per connection;
 //! everything after that is connection tracking.
 //!
-//! Beside it, [`follow_nodes`] keeps the routes to the pods of other nodes.
+//! Beside it, [`follow_nodes`] keeps the routes to the pods of other nodes, and [`policies`] enforces
+//! NetworkPolicies.
 //!
 //! What clients see follows upstream's nftables mode: the choice of endpoints (ready ones, or serving
 //! ones that terminate when no ready one is left), both traffic policies, session affinity, source
@@ -17,6 +18,7 @@
 //! masquerading of traffic from outside the pod range.
 
 mod endpoints;
+mod policies;
 mod proxy;
 mod routes;
 mod rules;
@@ -24,6 +26,7 @@ mod run;
 mod service;
 mod table;
 
+pub use policies::{Policies, follow_policies};
 pub use proxy::{Changed, Proxy, ProxyError};
 pub use routes::follow_nodes;
 pub use run::run;

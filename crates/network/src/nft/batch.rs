@@ -158,6 +158,14 @@ impl Batch {
         self
     }
 
+    /// Deletes a set or map; no rule may refer to it any more.
+    pub fn delete_set(&mut self, set: &str) -> &mut Self {
+        self.push(libc::NFT_MSG_DELSET, 0, |m, table| {
+            m.str(attr::SET_TABLE, table).str(attr::SET_NAME, set);
+        });
+        self
+    }
+
     /// Deletes all elements of a set or map.
     pub fn flush_set(&mut self, set: &str) -> &mut Self {
         self.push(libc::NFT_MSG_DELSETELEM, 0, |m, table| {

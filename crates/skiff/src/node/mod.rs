@@ -105,6 +105,8 @@ pub(crate) async fn start(setup: Setup<'_>) -> Result<Node> {
         Ok(proxy) => drop(tasks.spawn(skiff_proxy::run(proxy, informers.clone()))),
         Err(error) => return Err(error).context("cannot set up the Service proxy"),
     }
+    let policies = skiff_proxy::Policies::open(&config.node_name).context("cannot enforce network policies")?;
+    tasks.spawn(skiff_proxy::follow_policies(policies, informers.clone()));
 
     let (runtime_client, image_client) = skiff_cri::connect_in_process(runtime.clone(), runtime.clone());
     let ports = PortManager::new(HostPorts::new(host_net(config)?), config);
