@@ -2,6 +2,7 @@
 //!
 //! Each plugin is one file with one function. They run in upstream's order; a plugin says itself what it is for.
 
+mod default_ingress_class;
 mod namespace_lifecycle;
 mod node_restriction;
 mod pod_defaults;
@@ -75,6 +76,7 @@ impl Admission {
             storage::default_class(self, a, value).await?;
             storage::protect(a, value);
         }
+        default_ingress_class::admit(self, a, value).await?;
         let _ = old;
         Ok(())
     }

@@ -28,6 +28,7 @@ use skiff_api::{
 };
 use skiff_store::Store;
 
+pub(crate) use self::networking::{ingress::CLASS_ANNOTATION, ingressclass::is_default as is_default_ingress_class};
 pub(crate) use self::storage::storageclass::is_default as is_default_storage_class;
 pub use self::strategy::Strategy;
 use crate::{
@@ -69,6 +70,8 @@ pub fn strategy(kind: &Kind) -> &'static Strategy {
         ("coordination.k8s.io", _) => &coordination::lease::STRATEGY,
         ("discovery.k8s.io", _) => &discovery::endpointslice::STRATEGY,
         ("networking.k8s.io", "Ingress") => &networking::ingress::STRATEGY,
+        ("networking.k8s.io", "IngressClass") => &networking::ingressclass::STRATEGY,
+        ("networking.k8s.io", "NetworkPolicy") => &networking::networkpolicy::STRATEGY,
         ("policy", "PodDisruptionBudget") => &policy::poddisruptionbudget::STRATEGY,
         ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => &rbac::role::STRATEGY,
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => &rbac::rolebinding::STRATEGY,

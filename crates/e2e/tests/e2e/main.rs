@@ -11,6 +11,7 @@ mod faults;
 mod guides;
 mod machines;
 mod network;
+mod network_policies;
 mod runner;
 mod scheduling;
 mod shared;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
                 workloads::TESTS,
                 workload_kinds::TESTS,
                 network::TESTS,
+                network_policies::TESTS,
                 storage::TESTS,
                 scheduling::TESTS,
                 crashes::TESTS,
