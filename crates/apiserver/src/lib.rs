@@ -19,6 +19,7 @@ mod convert;
 mod custom;
 mod discovery;
 mod eviction;
+mod gate;
 mod http;
 mod metrics;
 mod object;
@@ -39,7 +40,7 @@ mod usage;
 pub use self::{
     auth::{MASTERS, ServiceAccountTokens, TokenError, User},
     http::Body,
-    server::{ApiServer, Config, InProcess},
+    server::{ApiServer, ComponentHealth, Config, InProcess},
     services::ServiceRange,
 };
 

@@ -27,6 +27,7 @@ use crate::{
     auth::{self, ServiceAccountTokens, User},
     authn::Authenticator,
     bootstrap, custom, discovery, eviction,
+    gate::Gate,
     http::{Body, BoxError, failure, full, json as json_response, read_body, respond, text},
     metrics::Metrics,
     openapi::OpenApi,
@@ -71,7 +72,12 @@ pub struct ApiServer {
     metrics: Metrics,
     advertise: std::net::SocketAddr,
     ready: std::sync::atomic::AtomicBool,
+    gate: Gate,
+    component_health: std::sync::OnceLock<ComponentHealth>,
 }
+
+/// How the control plane's components are, by upstream's name: `scheduler`, `controller-manager`, `etcd-0`.
+pub type ComponentHealth = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
 impl ApiServer {
     /// Fills the caches, makes what every cluster has, and is then ready to serve.
@@ -98,6 +104,8 @@ impl ApiServer {
             metrics: Metrics::default(),
             advertise: config.advertise,
             ready: false.into(),
+            gate: Gate::default(),
+            component_health: std::sync::OnceLock::new(),
         });
         bootstrap::run(&server.engine, config.advertise).await?;
         tokio::spawn(custom::controller::run(Arc::downgrade(&server)));
@@ -418,10 +426,14 @@ impl ApiServer {
 
     /// The old way to ask whether the control plane is well.
     fn component_status(&self, info: &RequestInfo, accepted: render::Accepted) -> Result<Response<Body>, Status> {
+        let health = |name: &str| self.component_health.get().map_or(Ok(()), |health| health(name));
         let component = |name: &str| {
+            let condition = match health(name) {
+                Ok(()) => json!({"type": "Healthy", "status": "True", "message": "ok"}),
+                Err(error) => json!({"type": "Healthy", "status": "False", "message": error}),
+            };
             json!({
-                "kind": "ComponentStatus", "apiVersion": "v1", "metadata": {"name": name},
-                "conditions": [{"type": "Healthy", "status": "True", "message": "ok"}],
+                "kind": "ComponentStatus", "apiVersion": "v1", "metadata": {"name": name}, "conditions": [condition],
             })
         };
         let names = ["scheduler", "controller-manager", "etcd-0"];
@@ -429,7 +441,11 @@ impl ApiServer {
             "get" if names.contains(&info.name.as_str()) => component(&info.name),
             "get" => return Err(Status::not_found("", "componentstatuses", &info.name)),
             "list" if accepted.form == render::Form::Table => {
-                let row = |n: &&str| json!({"cells": [n, "Healthy", "ok", ""], "object": {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": {"name": n}}});
+                let cells = |n: &&str| match health(n) {
+                    Ok(()) => json!([n, "Healthy", "ok", ""]),
+                    Err(error) => json!([n, "Unhealthy", error, ""]),
+                };
+                let row = |n: &&str| json!({"cells": cells(n), "object": {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": {"name": n}}});
                 let column = |n: &str, f: &str| json!({"name": n, "type": "string", "format": f, "description": n, "priority": 0});
                 json!({
                     "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {},
@@ -474,10 +490,24 @@ impl ApiServer {
         InProcess { server: self.clone(), user: Arc::new(user) }
     }
 
+    /// Lets clients in this process in, or cuts them off as if the server had ended. Those on the network are cut off
+    /// by dropping [`serve`](Self::serve).
+    pub fn set_open(&self, open: bool) {
+        self.gate.set(open);
+    }
+
+    /// Who knows how the other components are; the first one counts.
+    pub fn set_component_health(&self, health: ComponentHealth) {
+        let _ = self.component_health.set(health);
+    }
+
     /// Serves HTTPS on a listener until the future is dropped.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, tls: Arc<rustls::ServerConfig>) -> std::io::Result<()> {
         let acceptor = tokio_rustls::TlsAcceptor::from(tls);
+        // They end with the future.
+        let mut connections = tokio::task::JoinSet::new();
         loop {
+            while connections.try_join_next().is_some() {}
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 // Out of descriptors, or a client that is already gone: the next one may have more luck.
@@ -488,7 +518,7 @@ impl ApiServer {
                 }
             };
             let (server, acceptor) = (self.clone(), acceptor.clone());
-            tokio::spawn(async move {
+            connections.spawn(async move {
                 if let Err(error) = server.connection(stream, acceptor).await {
                     tracing::debug!(error, "connection ended");
                 }
@@ -584,6 +614,10 @@ where
         let (server, user) = (self.server.clone(), self.user.clone());
         let request = request
             .map(|b| if b.is_end_stream() { full(bytes::Bytes::new()) } else { b.map_err(Into::into).boxed_unsync() });
-        Box::pin(async move { Ok(server.handle(Some(user), request).await) })
+        Box::pin(async move {
+            server.gate.pass(server.advertise)?;
+            let response = server.clone().handle(Some(user), request).await;
+            Ok(server.gate.guard(response))
+        })
     }
 }

@@ -296,6 +296,7 @@ impl Clusters {
             }),
             agent,
             extra_port_mappings: node.ports.clone(),
+            settings: record.settings.clone(),
         })
     }
 

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use skiff_network::hostport::Protocol;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt};
 
-use crate::{host_ports::Forward, load_balancer::PortManager};
+use crate::{host_ports::Forward, load_balancer::PortManager, node_config::Component};
 
 /// A request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,6 +37,13 @@ pub enum Request {
         protocol: Protocol,
         listen: SocketAddrV4,
     },
+    /// Which components run in the node's daemon.
+    ListComponents,
+    /// Has a component stop or start while the others go on; a restarted daemon starts all of them.
+    SetComponent {
+        component: Component,
+        run: bool,
+    },
 }
 
 /// An answer.
@@ -47,6 +54,8 @@ pub enum Answer {
     Images(Vec<String>),
     Ports(Vec<PortStatus>),
     Port(SocketAddrV4),
+    /// Whether each one runs.
+    Components(Vec<(Component, bool)>),
     Done,
     Error(String),
 }
@@ -82,13 +91,22 @@ pub trait ImageLoader: Send + Sync + 'static {
     ) -> Pin<Box<dyn Future<Output = Result<Vec<String>, String>> + Send + 'a>>;
 }
 
-/// The usual handler: a node's ports and images.
-pub struct NodeControl<Images> {
-    pub ports: PortManager,
-    pub images: Images,
+/// Stops and starts components; implemented by the daemon.
+pub trait ComponentSwitch: Send + Sync + 'static {
+    /// All components that there are here, and whether each one runs.
+    fn list(&self) -> Vec<(Component, bool)>;
+    /// Stops or starts one, or says why not.
+    fn set(&self, component: Component, run: bool) -> Result<(), String>;
 }
 
-impl<Images: ImageLoader> Handler for NodeControl<Images> {
+/// The usual handler: a node's ports, images and components.
+pub struct NodeControl<Images, Components> {
+    pub ports: PortManager,
+    pub images: Images,
+    pub components: Components,
+}
+
+impl<Images: ImageLoader, Components: ComponentSwitch> Handler for NodeControl<Images, Components> {
     fn handle<'a>(
         &'a self,
         request: Request,
@@ -97,6 +115,11 @@ impl<Images: ImageLoader> Handler for NodeControl<Images> {
         Box::pin(async move {
             match request {
                 Request::LoadImages { .. } => self.images.load(body).await.map_or_else(Answer::Error, Answer::Images),
+                Request::ListComponents => Answer::Components(self.components.list()),
+                Request::SetComponent { component, run } => match self.components.set(component, run) {
+                    Ok(()) => Answer::Done,
+                    Err(message) => Answer::Error(message),
+                },
                 Request::ListPorts => Answer::Ports(self.ports.list()),
                 Request::OpenPort { forward } => self.ports.open(forward).map_or_else(Answer::Error, Answer::Port),
                 Request::ClosePort { protocol, listen } => match self.ports.close(protocol, listen) {

@@ -71,6 +71,77 @@ pub struct NodeConfig {
     /// Host ports that lead to ports of this node (kind's `extraPortMappings`).
     #[serde(default)]
     pub extra_port_mappings: Vec<PortMapping>,
+    /// What differs from the components' defaults.
+    #[serde(default)]
+    pub settings: Settings,
+}
+
+/// Settings of the components in a node, named as upstream's flags are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Settings {
+    /// Components that are not to run here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disable: Vec<Component>,
+    /// Of the controller manager, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_monitor_grace_period_s: Option<u64>,
+    /// Of the kubelet: `memory.available<100Mi,nodefs.available<10%`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eviction_hard: Option<String>,
+    /// Of the kubelet, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eviction_pressure_transition_period_s: Option<u64>,
+    /// Of the kubelet, percent of the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_gc_high_threshold: Option<u8>,
+    /// Of the kubelet, percent of the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_gc_low_threshold: Option<u8>,
+}
+
+/// A part of a node's daemon that can be left out, or stopped and started again while the others go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Component {
+    /// The API's listeners; in-process clients are cut off with it.
+    Apiserver,
+    Scheduler,
+    ControllerManager,
+    Kubelet,
+    Proxy,
+    /// The cluster's DNS add-on.
+    Dns,
+}
+
+impl Component {
+    pub const ALL: [Self; 6] =
+        [Self::Apiserver, Self::Scheduler, Self::ControllerManager, Self::Kubelet, Self::Proxy, Self::Dns];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Apiserver => "apiserver",
+            Self::Scheduler => "scheduler",
+            Self::ControllerManager => "controller-manager",
+            Self::Kubelet => "kubelet",
+            Self::Proxy => "proxy",
+            Self::Dns => "dns",
+        }
+    }
+}
+
+impl std::str::FromStr for Component {
+    type Err = String;
+
+    /// With or without `kube-`, as upstream's programs are called.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let short = text.strip_prefix("kube-").unwrap_or(text);
+        Self::ALL
+            .into_iter()
+            .find(|c| c.name() == short)
+            .ok_or_else(|| format!("{text:?} is no component: {}", Self::ALL.map(Self::name).join(", ")))
+    }
 }
 
 /// A taint of the node.

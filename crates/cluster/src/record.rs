@@ -8,7 +8,7 @@ use skiff_network::Subnet;
 use crate::{
     Error, Home, Result,
     home::write_atomically,
-    node_config::{PortMapping, Role},
+    node_config::{PortMapping, Role, Settings},
     spec::ExtraMount,
 };
 
@@ -34,6 +34,8 @@ pub struct ClusterRecord {
     pub disable_default_cni: bool,
     pub bootstrap_token: String,
     pub nodes: Vec<NodeRecord>,
+    #[serde(default)]
+    pub settings: Settings,
 }
 
 /// A node as it was created.

@@ -32,7 +32,7 @@ mod ttlafterfinished;
 mod volumebinder;
 mod volumeprotection;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::ReplicationController};
 use skiff_client::Informers;
@@ -45,7 +45,12 @@ pub struct Config {
     pub authority: Arc<Authority>,
     /// Range of the pods' addresses; every node gets a /24 of it.
     pub pod_cidr: String,
+    /// How long a node may be silent before it counts as lost.
+    pub node_monitor_grace_period: Duration,
 }
+
+/// How long nodes may be silent unless told otherwise.
+pub const NODE_MONITOR_GRACE_PERIOD: Duration = Duration::from_secs(40);
 
 /// A controller's failure; the queue tries again.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +104,7 @@ pub async fn run(config: Config, informers: Informers) {
     controllers.spawn(endpoints::run(informers.clone()));
     controllers.spawn(namespace::run(informers.clone()));
     controllers.spawn(serviceaccount::run(informers.clone(), config.authority.certificate_pem().to_owned()));
-    controllers.spawn(nodelifecycle::run(informers.clone()));
+    controllers.spawn(nodelifecycle::run(informers.clone(), config.node_monitor_grace_period));
     controllers.spawn(nodeipam::run(informers.clone(), config.pod_cidr));
     controllers.spawn(podgc::run(informers.clone()));
     controllers.spawn(volumebinder::run(informers.clone()));

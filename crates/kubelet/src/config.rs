@@ -4,9 +4,12 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
 use k8s_openapi::api::core::v1::Taint;
+
+use crate::eviction::EvictionThresholds;
 
 /// Everything that a kubelet has to know about its node and cluster. [`Config::new`] has upstream's defaults.
 #[derive(Clone, Debug)]
@@ -39,6 +42,14 @@ pub struct Config {
     pub cgroup_mount: Option<PathBuf>,
     /// Parent of the pods' cgroups: `/kubepods`.
     pub cgroup_parent: String,
+    /// Of what the node must not have less; else pods are evicted.
+    pub eviction_hard: EvictionThresholds,
+    /// How long a pressure is told after it was seen last.
+    pub eviction_pressure_transition: Duration,
+    /// How full the disk is, in percent, when unused images are removed; 100: never.
+    pub image_gc_high: u8,
+    /// Down to where they are removed.
+    pub image_gc_low: u8,
     /// The kubelet's own HTTPS server; `None` for no server.
     pub server: Option<ServerConfig>,
 }
@@ -84,6 +95,10 @@ impl Config {
             resolv_conf: "/etc/resolv.conf".into(),
             cgroup_mount: Some("/sys/fs/cgroup".into()),
             cgroup_parent: "/kubepods".to_owned(),
+            eviction_hard: EvictionThresholds::default(),
+            eviction_pressure_transition: Duration::from_secs(300),
+            image_gc_high: 85,
+            image_gc_low: 80,
             server: None,
         }
     }

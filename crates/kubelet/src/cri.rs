@@ -127,6 +127,11 @@ impl Runtime {
         Ok(self.runtime.clone().list_containers(request).await?.into_inner().containers)
     }
 
+    /// All containers of all pods.
+    pub(crate) async fn all_containers(&self) -> Result<Vec<v1::Container>> {
+        Ok(self.runtime.clone().list_containers(v1::ListContainersRequest::default()).await?.into_inner().containers)
+    }
+
     /// `None` if it is not there (any more).
     pub(crate) async fn container_status(&self, id: &str) -> Result<Option<v1::ContainerStatus>> {
         let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
@@ -239,6 +244,20 @@ impl Runtime {
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(status.into()),
         }
+    }
+
+    /// Removes an image with all its names.
+    pub(crate) async fn remove_image(&self, image: &str) -> Result<()> {
+        let mut client = self.images.clone();
+        let spec = v1::ImageSpec { image: image.to_owned(), ..Default::default() };
+        let request = v1::RemoveImageRequest { image: Some(spec) };
+        gone_is_fine(whole(async move { client.remove_image(request).await }).await.map(drop))
+    }
+
+    /// A directory of the file system that images are on, if the runtime tells.
+    pub(crate) async fn image_filesystem(&self) -> Result<Option<String>> {
+        let answer = self.images.clone().image_fs_info(v1::ImageFsInfoRequest {}).await?.into_inner();
+        Ok(answer.image_filesystems.into_iter().next().and_then(|fs| fs.fs_id).map(|id| id.mountpoint))
     }
 
     pub(crate) async fn pull_image(&self, image: &str, auth: Option<v1::AuthConfig>) -> Result<String> {

@@ -23,6 +23,7 @@ use crate::{
     cgroup::Cgroups,
     config::Config,
     cri::Runtime,
+    eviction::Eviction,
     images::Images,
     names,
     node::capacity::Capacity,
@@ -30,7 +31,7 @@ use crate::{
     observed::Observed,
     orphans,
     pod::{PodExt, PodUid},
-    status::sender::Sender,
+    status::{Failure, sender::Sender},
     worker,
 };
 
@@ -56,6 +57,7 @@ pub(crate) struct Kubelet {
     pub(crate) capacity: Capacity,
     pub(crate) cgroups: Cgroups,
     pub(crate) admission: Admission,
+    pub(crate) eviction: Eviction,
     pub(crate) pods: Arc<Pods>,
     /// What keeps pods from being started: `None` when the pod network is ready.
     pub(crate) network: watch::Receiver<Option<String>>,
@@ -85,6 +87,8 @@ struct Slot {
     pod: Arc<Pod>,
     /// It is gone from the API.
     removed: bool,
+    /// Why it has to leave the node.
+    eviction: Option<Failure>,
 }
 
 impl PodHandle {
@@ -92,7 +96,7 @@ impl PodHandle {
         PodHandle {
             uid: pod.uid(),
             terminating: watch::Sender::new(pod.is_deleting()),
-            slot: Mutex::new(Slot { pod, removed: false }),
+            slot: Mutex::new(Slot { pod, removed: false, eviction: None }),
             wake: Notify::new(),
             view: watch::Sender::new(Arc::default()),
         }
@@ -120,6 +124,18 @@ impl PodHandle {
         self.slot.lock().removed = true;
         self.terminating.send_replace(true);
         self.wake.notify_one();
+    }
+
+    /// Has the pod fail and its containers end.
+    pub(crate) fn evict(&self, failure: Failure) {
+        self.slot.lock().eviction = Some(failure);
+        self.terminating.send_replace(true);
+        self.wake.notify_one();
+    }
+
+    /// Why the pod has to leave the node.
+    pub(crate) fn eviction(&self) -> Option<Failure> {
+        self.slot.lock().eviction.clone()
     }
 
     /// Completes once the pod is to end.

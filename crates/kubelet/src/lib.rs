@@ -14,6 +14,7 @@ mod container_config;
 mod cri;
 mod dns;
 mod env;
+mod eviction;
 mod expansion;
 mod fields;
 mod images;
@@ -48,6 +49,7 @@ use crate::kubelet::{Kubelet, Pods};
 pub use crate::{
     config::{Config, KUBELET_PORT, ServerConfig},
     cri::RuntimeError,
+    eviction::{EvictionThresholds, ThresholdError},
 };
 
 /// Why a kubelet could not be started.
@@ -110,6 +112,7 @@ pub async fn run(
         capacity: node::capacity::Capacity::read(&config.root_dir),
         cgroups: cgroup::Cgroups::new(config.cgroup_mount.clone(), &config.cgroup_parent),
         admission: admission::Admission::default(),
+        eviction: eviction::Eviction::default(),
         node_changed: tokio::sync::Notify::new(),
         workers: parking_lot::Mutex::default(),
         config,
@@ -129,6 +132,8 @@ pub async fn run(
     tasks.spawn(pass_network(readiness.clone(), network_sender, kubelet.pods.clone()));
     tasks.spawn(node::run(kubelet.clone(), readiness));
     tasks.spawn(logs::rotate::run(kubelet.clone()));
+    tasks.spawn(eviction::run(kubelet.clone()));
+    tasks.spawn(images::garbage::run(kubelet.clone()));
     tasks.spawn(local_volumes::run(kubelet.clone(), local_volumes));
     tasks.spawn(kubelet.clone().watch_runtime());
     tasks.spawn(kubelet.clone().watch_pods(pods_of_node));

@@ -85,8 +85,9 @@ fn storage_class() -> Value {
 }
 
 /// Creates what is missing and brings the image of what is there up to date.
-pub(crate) async fn ensure(client: kube::Client, image: &str, cluster_dns: &str) -> Result<()> {
-    for object in std::iter::once(storage_class()).chain(dns(image, cluster_dns)) {
+pub(crate) async fn ensure(client: kube::Client, image: &str, cluster_dns: &str, with_dns: bool) -> Result<()> {
+    let dns = if with_dns { dns(image, cluster_dns) } else { Vec::new() };
+    for object in std::iter::once(storage_class()).chain(dns) {
         let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let kind = object["kind"].as_str().unwrap_or_default().to_owned();
         let (group, version) = object["apiVersion"].as_str().unwrap_or_default().rsplit_once('/').unwrap_or(("", "v1"));

@@ -4,18 +4,24 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow};
+use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, api::PostParams};
 use serde_json::json;
-use skiff_apiserver::{ApiServer, Config, ServiceAccountTokens, ServiceRange, User};
+use skiff_apiserver::{ApiServer, ComponentHealth, Config, ServiceAccountTokens, ServiceRange, User};
 use skiff_client::Informers;
+use skiff_cluster::node_config::{Component, Settings};
 use skiff_pki::Kubeconfig;
 use skiff_store::{Embedded, Store};
 
-use crate::certificates::{Certificates, choose_provider};
+use crate::{
+    certificates::{Certificates, choose_provider},
+    components::Components,
+};
 
 /// What a control plane is told.
 pub(crate) struct Options {
@@ -27,6 +33,10 @@ pub(crate) struct Options {
     pub(crate) pod_cidr: String,
     /// Further names of the API server.
     pub(crate) names: Vec<String>,
+    /// What differs from the components' defaults.
+    pub(crate) settings: Settings,
+    /// Those that can be stopped and started; the control plane adds its own.
+    pub(crate) components: Components,
     /// With which nodes may join: `abcdef.0123456789abcdef`.
     pub(crate) bootstrap_token: Option<String>,
 }
@@ -59,13 +69,13 @@ pub(crate) async fn start(options: Options) -> Result<ControlPlane> {
 
     let store_dir = options.data_dir.join("db");
     std::fs::create_dir_all(&store_dir).with_context(|| format!("cannot make {}", store_dir.display()))?;
-    let store: Arc<dyn Store> =
-        Arc::new(Embedded::open(store_dir.join("state.redb"), &skiff_store::Options::default())?);
+    let embedded = Arc::new(Embedded::open(store_dir.join("state.redb"), &skiff_store::Options::default())?);
+    let store: Arc<dyn Store> = embedded.clone();
     tokio::spawn(skiff_store::compact_periodically(store.clone(), skiff_store::DEFAULT_COMPACTION_PERIOD));
 
     let (private, public) = &certificates.token_key;
     let server = ApiServer::start(Config {
-        store,
+        store: store.clone(),
         service_range,
         tokens: ServiceAccountTokens::new(private, public)?,
         kubelet_client: certificates.kubelet_client_tls()?,
@@ -73,20 +83,49 @@ pub(crate) async fn start(options: Options) -> Result<ControlPlane> {
     })
     .await?;
     let authority = certificates.authority.clone();
-    tokio::spawn(skiff_scheduler::run(
-        client(&server, "system:kube-scheduler", &[], "kube-scheduler"),
-        Informers::new(client(&server, "system:kube-scheduler", &[], "kube-scheduler")),
-    ));
-    let informers = Informers::new(client(&server, "system:kube-controller-manager", &[], "kube-controller-manager"));
-    tokio::spawn(skiff_controllers::run(
-        skiff_controllers::Config { authority, pod_cidr: options.pod_cidr },
-        informers,
-    ));
+    let settings = &options.settings;
+    let api = server.clone();
+    options.components.add(Component::Scheduler, !settings.disable.contains(&Component::Scheduler), move || {
+        let client = || client(&api, "system:kube-scheduler", &[], "kube-scheduler");
+        skiff_scheduler::run(client(), Informers::new(client())).boxed()
+    });
+    let (api, pod_cidr) = (server.clone(), options.pod_cidr);
+    let grace = settings.node_monitor_grace_period_s.map(Duration::from_secs);
+    let run = !settings.disable.contains(&Component::ControllerManager);
+    options.components.add(Component::ControllerManager, run, move || {
+        let config = skiff_controllers::Config {
+            authority: authority.clone(),
+            pod_cidr: pod_cidr.clone(),
+            node_monitor_grace_period: grace.unwrap_or(skiff_controllers::NODE_MONITOR_GRACE_PERIOD),
+        };
+        let client = client(&api, "system:kube-controller-manager", &[], "kube-controller-manager");
+        skiff_controllers::run(config, Informers::new(client)).boxed()
+    });
+    server.set_component_health(component_health(options.components.clone(), store));
     if let Some(token) = &options.bootstrap_token {
         let client = client(&server, "system:kube-controller-manager", &[], "bootstrap-token");
         ensure_bootstrap_token(client, token).await?;
     }
     Ok(ControlPlane { server, tls: certificates.server_tls()?, certificates, data_dir: options.data_dir })
+}
+
+/// What `kubectl get componentstatuses` says. Upstream asks the components' own ports, and says so when nobody is there.
+fn component_health(components: Components, store: Arc<dyn Store>) -> ComponentHealth {
+    let running = move |component, port: u16| match components.is_running(component) {
+        true => Ok(()),
+        false => Err(format!(
+            "Get \"https://127.0.0.1:{port}/healthz\": dial tcp 127.0.0.1:{port}: connect: connection refused"
+        )),
+    };
+    Box::new(move |name| match name {
+        "scheduler" => running(Component::Scheduler, 10259),
+        "controller-manager" => running(Component::ControllerManager, 10257),
+        // Reading what is not there is answered at once.
+        _ => match store.get("/registry/health", None).now_or_never() {
+            Some(Err(error)) => Err(error.to_string()),
+            _ => Ok(()),
+        },
+    })
 }
 
 /// A client for a component of this process, which acts as this user.

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
 use anyhow::{Context as _, Result, bail};
 use skiff_cluster::{
     NodeConfig,
-    node_config::{AgentConfig, HostConfig, Role, ServerConfig},
+    node_config::{AgentConfig, HostConfig, Role, ServerConfig, Settings},
 };
 use skiff_network::{Subnet, links::Links};
 
@@ -18,6 +18,7 @@ pub(crate) struct Machine<'a> {
     pub(crate) pod_cidr: &'a str,
     pub(crate) service_cidr: &'a str,
     pub(crate) token: String,
+    pub(crate) settings: Settings,
 }
 
 /// The machine's own name, as a node is called.
@@ -65,6 +66,7 @@ impl Machine<'_> {
             server,
             agent,
             extra_port_mappings: Vec::new(),
+            settings: self.settings,
         })
     }
 }

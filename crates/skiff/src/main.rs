@@ -3,6 +3,7 @@
 mod addons;
 mod certificates;
 mod cmd;
+mod components;
 mod control_plane;
 mod join;
 mod machine;

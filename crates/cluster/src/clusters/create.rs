@@ -18,7 +18,7 @@ use crate::{
     host_ports::{HostNet, HostPortError},
     interrupt::Interrupts,
     kubeconfig,
-    node_config::PortMapping,
+    node_config::{PortMapping, Settings},
     progress::Progress,
     record::{ClusterRecord, NodeRecord},
     spec::{ClusterSpec, check_name, node_names},
@@ -41,6 +41,8 @@ pub struct CreateOptions {
     pub context_prefix: String,
     /// The usual one if absent.
     pub kubeconfig: Option<PathBuf>,
+    /// What differs from the components' defaults.
+    pub settings: Settings,
 }
 
 impl CreateOptions {
@@ -52,6 +54,7 @@ impl CreateOptions {
             wait: Some(Duration::from_secs(120)),
             context_prefix: "skiff".to_owned(),
             kubeconfig: None,
+            settings: Settings::default(),
         }
     }
 }
@@ -189,6 +192,7 @@ impl Clusters {
             disable_default_cni: spec.disable_default_cni,
             bootstrap_token: bootstrap_token()?,
             nodes,
+            settings: options.settings.clone(),
         };
         Ok((record, reservation))
     }

@@ -47,6 +47,7 @@ fn config() -> NodeConfig {
             container_port: 30080,
             protocol: Protocol::Tcp,
         }],
+        settings: Default::default(),
     }
 }
 

@@ -25,12 +25,17 @@ use skiff_client::{
     Action, Change, Controller, EventRecorder, EventType, Informer, Informers, ObjectKey, Selector, self_mapper,
 };
 
+use self::reconcile::Disruption;
 use crate::{Result, While as _, is_conflict, is_not_found};
 
-/// How long a node may be silent.
-const GRACE: Duration = Duration::from_secs(40);
+/// How often a node is looked at that is kept from eviction because of the others.
+const MONITOR_PERIOD: Duration = Duration::from_secs(5);
+/// How long a node may be silent that was never heard of, upstream's.
+const STARTUP_GRACE: Duration = Duration::from_secs(60);
 
 struct Lifecycle {
+    /// How long a node may be silent.
+    grace: Duration,
     nodes: Informer<Node>,
     leases: Informer<Lease>,
     pods: Informer<Pod>,
@@ -42,8 +47,10 @@ struct Lifecycle {
     tainted_since: Mutex<HashMap<String, Instant>>,
 }
 
-pub(crate) async fn run(informers: Informers) {
+/// `grace`: how long a node may be silent (`--node-monitor-grace-period`).
+pub(crate) async fn run(informers: Informers, grace: Duration) {
     let this = Arc::new(Lifecycle {
+        grace,
         nodes: informers.informer(),
         leases: informers.selected(Selector::all()),
         pods: informers.informer(),
@@ -81,9 +88,10 @@ impl Lifecycle {
             return Ok(Action::Done);
         };
         let silent_for = self.silence(&node);
-        let mut again = GRACE.saturating_sub(silent_for) + Duration::from_millis(100);
+        let grace = if reconcile::was_heard_of(&node) { self.grace } else { self.grace.max(STARTUP_GRACE) };
+        let mut again = grace.saturating_sub(silent_for) + Duration::from_millis(100);
         let now = jiff::Timestamp::now();
-        if silent_for >= GRACE {
+        if silent_for >= grace {
             if let Some(conditions) = reconcile::unknown_conditions(&node, now) {
                 let api: Api<Node> = Api::all(self.client.clone());
                 let patch = json!({"status": {"conditions": conditions}});
@@ -97,12 +105,16 @@ impl Lifecycle {
                     "NodeNotReady",
                     format!("Node {name} status is now: NodeNotReady"),
                 );
-                self.mark_pods_not_ready(name).await?;
             }
+            self.mark_pods_not_ready(name).await?;
             // The next sign of life comes by itself.
             again = Duration::from_secs(3600);
         }
-        if let Some(taints) = reconcile::taints(&node, now) {
+        let disruption = reconcile::disruption(&self.nodes.list());
+        if disruption != Disruption::None && !reconcile::is_ready(&node) {
+            again = again.min(MONITOR_PERIOD);
+        }
+        if let Some(taints) = reconcile::taints(&node, disruption, now) {
             let api: Api<Node> = Api::all(self.client.clone());
             let patch =
                 json!({"metadata": {"resourceVersion": node.metadata.resource_version}, "spec": {"taints": taints}});
@@ -165,7 +177,19 @@ impl Lifecycle {
             let uid = pod.uid().unwrap_or_default();
             let patience = reconcile::patience(&pod, taints);
             let Some(patience) = patience.filter(|_| pod.metadata.deletion_timestamp.is_none()) else {
-                self.tainted_since.lock().remove(&uid);
+                let waited = self.tainted_since.lock().remove(&uid).is_some();
+                if waited && pod.metadata.deletion_timestamp.is_none() {
+                    self.recorder.for_object(
+                        &*pod,
+                        EventType::Normal,
+                        "TaintManagerEviction",
+                        format!(
+                            "Cancelling deletion of Pod {}/{}",
+                            pod.namespace().unwrap_or_default(),
+                            pod.name_any()
+                        ),
+                    );
+                }
                 continue;
             };
             let since = *self.tainted_since.lock().entry(uid.clone()).or_insert_with(Instant::now);

@@ -24,6 +24,41 @@ fn condition<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeCondition> {
     node.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == kind)
 }
 
+/// Whether the kubelet has ever said how it is.
+pub(super) fn was_heard_of(node: &Node) -> bool {
+    condition(node, "Ready").is_some_and(|c| c.reason.as_deref() != Some("NodeStatusNeverUpdated"))
+}
+
+pub(super) fn is_ready(node: &Node) -> bool {
+    condition(node, "Ready").is_some_and(|c| c.status == "True")
+}
+
+/// How much of the cluster is not ready: more than a few nodes at once are rather the network's fault, or this side's,
+/// and moving all their pods would make it worse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Disruption {
+    /// Pods leave nodes that are not ready.
+    None,
+    /// No further node loses its pods.
+    Partial,
+    /// No node is ready: none loses its pods.
+    Full,
+}
+
+/// From how many nodes on evictions only slow down in a partial disruption, upstream's.
+const LARGE_CLUSTER: usize = 50;
+
+/// Upstream's rule: more than two nodes and at least 55% of them.
+pub(super) fn disruption(nodes: &[impl std::ops::Deref<Target = Node>]) -> Disruption {
+    let ready = nodes.iter().filter(|n| is_ready(n)).count();
+    match nodes.len() - ready {
+        0 => Disruption::None,
+        _ if ready == 0 => Disruption::Full,
+        lost if lost > 2 && lost * 100 >= nodes.len() * 55 && nodes.len() <= LARGE_CLUSTER => Disruption::Partial,
+        _ => Disruption::None,
+    }
+}
+
 /// The conditions of a node that fell silent; nothing if it is marked already.
 pub(super) fn unknown_conditions(node: &Node, now: Timestamp) -> Option<Vec<NodeCondition>> {
     let kinds = ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
@@ -53,7 +88,7 @@ pub(super) fn unknown_conditions(node: &Node, now: Timestamp) -> Option<Vec<Node
 }
 
 /// The taints that the node should have, if they differ from those that it has. Taints of others stay.
-pub(super) fn taints(node: &Node, now: Timestamp) -> Option<Vec<Taint>> {
+pub(super) fn taints(node: &Node, disruption: Disruption, now: Timestamp) -> Option<Vec<Taint>> {
     let current = node.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default();
     let ready = condition(node, "Ready").map_or("", |c| c.status.as_str());
     let mut wanted: Vec<(&str, &str)> = Vec::new();
@@ -76,6 +111,14 @@ pub(super) fn taints(node: &Node, now: Timestamp) -> Option<Vec<Taint>> {
         [NOT_READY, UNREACHABLE, UNSCHEDULABLE].contains(&t.key.as_str()) || PRESSURES.iter().any(|(_, k)| *k == t.key)
     };
     let is = |t: &Taint, key: &str, effect: &str| t.key == key && t.effect == effect;
+    wanted.retain(|(key, effect)| {
+        *effect != "NoExecute"
+            || match disruption {
+                Disruption::None => true,
+                Disruption::Partial => current.iter().any(|t| is(t, key, effect)),
+                Disruption::Full => false,
+            }
+    });
     let mut taints: Vec<Taint> =
         current.iter().filter(|t| !ours(t) || wanted.iter().any(|(k, e)| is(t, k, e))).cloned().collect();
     for (key, effect) in wanted {
@@ -139,9 +182,9 @@ mod tests {
             t.map(|t| t.into_iter().map(|t| format!("{}:{}", t.key, t.effect)).collect::<Vec<_>>())
         };
         let own = json!([{"key": "mine", "effect": "NoSchedule"}]);
-        assert_eq!(keys(taints(&node("True", own.clone()), now)), None);
+        assert_eq!(keys(taints(&node("True", own.clone()), Disruption::None, now)), None);
         assert_eq!(
-            keys(taints(&node("Unknown", own.clone()), now)).unwrap(),
+            keys(taints(&node("Unknown", own.clone()), Disruption::None, now)).unwrap(),
             [
                 "mine:NoSchedule",
                 "node.kubernetes.io/unreachable:NoSchedule",
@@ -149,7 +192,24 @@ mod tests {
             ]
         );
         let new = json!([{"key": NOT_READY, "effect": "NoSchedule"}]);
-        assert_eq!(keys(taints(&node("True", new), now)).unwrap(), Vec::<String>::new());
+        assert_eq!(keys(taints(&node("True", new), Disruption::None, now)).unwrap(), Vec::<String>::new());
+        // Nobody is told to leave while there is nowhere to go.
+        let silent = keys(taints(&node("Unknown", json!([])), Disruption::Full, now)).unwrap();
+        assert_eq!(silent, ["node.kubernetes.io/unreachable:NoSchedule"]);
+    }
+
+    #[test]
+    fn many_lost_nodes_keep_their_pods() {
+        let nodes = |ready: usize, lost: usize| {
+            let all = std::iter::repeat_n("True", ready).chain(std::iter::repeat_n("Unknown", lost));
+            disruption(&all.map(|r| Box::new(node(r, json!([])))).collect::<Vec<_>>())
+        };
+        assert_eq!(nodes(1, 0), Disruption::None);
+        assert_eq!(nodes(0, 1), Disruption::Full);
+        assert_eq!(nodes(1, 2), Disruption::None);
+        assert_eq!(nodes(2, 3), Disruption::Partial);
+        assert_eq!(nodes(3, 3), Disruption::None);
+        assert_eq!(nodes(20, 60), Disruption::None);
     }
 
     #[test]

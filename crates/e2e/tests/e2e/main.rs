@@ -12,6 +12,7 @@ mod guides;
 mod machines;
 mod network;
 mod network_policies;
+mod node_failures;
 mod runner;
 mod scheduling;
 mod shared;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
                 machines::TESTS,
                 api::TESTS,
                 faults::TESTS,
+                node_failures::TESTS,
                 extension::TESTS,
             ]
             .concat();

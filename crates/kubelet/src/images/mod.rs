@@ -1,6 +1,7 @@
 //! Having a container's image: pull policy, pulls with back-off, credentials, events' and messages' wording.
 
 mod credentials;
+pub(crate) mod garbage;
 mod reference;
 
 use std::{collections::HashMap, time::Duration};
@@ -30,6 +31,7 @@ pub(crate) struct Images {
     pulls: Mutex<HashMap<(PodUid, String), watch::Receiver<Option<Result<(), String>>>>>,
     /// What the last pull failed with, which the back-off shows.
     errors: Mutex<HashMap<(PodUid, String), (Instant, String)>>,
+    unused: garbage::Unused,
 }
 
 /// Whether a container can be created.

@@ -12,11 +12,17 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
 };
 use serde_json::json;
+use skiff_client::EventType;
 use skiff_cri::v1;
 use tokio::{sync::watch, time::Instant};
 
 use self::status::Facts;
-use crate::{config::Config, cri::Runtime, kubelet::Kubelet};
+use crate::{
+    config::Config,
+    cri::Runtime,
+    eviction::{Pressure, node_reference},
+    kubelet::Kubelet,
+};
 
 /// How often the status is sent though nothing changed.
 const STATUS_PERIOD: Duration = Duration::from_secs(300);
@@ -107,7 +113,8 @@ pub(crate) async fn run(kubelet: Arc<Kubelet>, mut readiness: watch::Receiver<Re
                     Vec::new()
                 }
             };
-            Facts { info, images, not_ready }
+            let pressures = Pressure::ALL.map(|p| kubelet.eviction.has(p));
+            Facts { info, images, not_ready, pressures }
         }
     };
     let not_ready = readiness.borrow_and_update().message();
@@ -122,7 +129,10 @@ pub(crate) async fn run(kubelet: Arc<Kubelet>, mut readiness: watch::Receiver<Re
         let next = status::status(&kubelet.config, &kubelet.capacity, &now, Some(&sent), kubelet.now());
         if last.elapsed() >= STATUS_PERIOD || differs(&sent, &next) {
             match send(&nodes, &kubelet.config, &next).await {
-                Ok(()) => (sent, last) = (next, Instant::now()),
+                Ok(()) => {
+                    tell_changes(&kubelet, &sent, &next);
+                    (sent, last) = (next, Instant::now());
+                }
                 Err(kube::Error::Api(error)) if error.code == 404 => sent = register(&kubelet, &nodes, &now).await,
                 Err(error) => {
                     tracing::warn!(%error, "cannot send the node's status");
@@ -135,6 +145,26 @@ pub(crate) async fn run(kubelet: Arc<Kubelet>, mut readiness: watch::Receiver<Re
             changed = readiness.changed() => if changed.is_err() { return },
             () = kubelet.node_changed.notified() => {}
             () = tokio::time::sleep_until(last + STATUS_PERIOD) => {}
+        }
+    }
+}
+
+/// Events for conditions that changed, with upstream's reasons.
+fn tell_changes(kubelet: &Kubelet, old: &NodeStatus, new: &NodeStatus) {
+    let status = |of: &NodeStatus, kind: &str| {
+        of.conditions.iter().flatten().find(|c| c.type_ == kind).map(|c| c.status.clone())
+    };
+    for (kind, on, off) in [
+        ("Ready", "NodeReady", "NodeNotReady"),
+        ("MemoryPressure", "NodeHasInsufficientMemory", "NodeHasSufficientMemory"),
+        ("DiskPressure", "NodeHasDiskPressure", "NodeHasNoDiskPressure"),
+        ("PIDPressure", "NodeHasInsufficientPID", "NodeHasSufficientPID"),
+    ] {
+        let now = status(new, kind);
+        if now != status(old, kind) {
+            let reason = if now.as_deref() == Some("True") { on } else { off };
+            let message = format!("Node {} status is now: {reason}", kubelet.config.node_name);
+            kubelet.recorder.event(node_reference(kubelet), EventType::Normal, reason, message);
         }
     }
 }

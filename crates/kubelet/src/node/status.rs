@@ -26,6 +26,8 @@ pub(super) struct Facts {
     pub(super) images: Vec<ContainerImage>,
     /// Why the node is not ready: reason is always `KubeletNotReady`.
     pub(super) not_ready: Option<String>,
+    /// What the node is short of: memory, disk, process numbers.
+    pub(super) pressures: [bool; 3],
 }
 
 /// Unchanging facts from the kernel and the runtime.
@@ -152,10 +154,24 @@ fn conditions(facts: &Facts, old: Option<&NodeStatus>, now: Timestamp) -> Vec<No
         None => ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
         Some(why) => ("Ready", "False", "KubeletNotReady", why.as_str()),
     };
+    let [memory, disk, pids] = facts.pressures;
     let own = [
-        ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-        ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-        ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        match memory {
+            true => {
+                ("MemoryPressure", "True", "KubeletHasInsufficientMemory", "kubelet has insufficient memory available")
+            }
+            false => {
+                ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available")
+            }
+        },
+        match disk {
+            true => ("DiskPressure", "True", "KubeletHasDiskPressure", "kubelet has disk pressure"),
+            false => ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        },
+        match pids {
+            true => ("PIDPressure", "True", "KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
+            false => ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        },
         ready,
     ];
     let old = old.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
@@ -181,7 +197,12 @@ mod tests {
     fn ready_and_not() {
         let config = Config::new("node", "127.0.0.1".parse().unwrap());
         let capacity = Capacity::fixed(1000, 1 << 30, 1 << 30);
-        let mut facts = Facts { info: NodeSystemInfo::default(), images: Vec::new(), not_ready: Some("why".into()) };
+        let mut facts = Facts {
+            info: NodeSystemInfo::default(),
+            images: Vec::new(),
+            not_ready: Some("why".into()),
+            pressures: [false; 3],
+        };
         let at = |s| Timestamp::from_second(s).unwrap();
         let first = status(&config, &capacity, &facts, None, at(100));
         facts.not_ready = None;

@@ -14,6 +14,10 @@ use crate::{
 pub(in crate::status) const OWNED: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
+/// Why an evicted pod ended: others write this condition too, for their own reasons.
+const DISRUPTION_TARGET: &str = "DisruptionTarget";
+pub(in crate::status) const TERMINATED_BY_KUBELET: &str = "TerminationByKubelet";
+
 struct Finding {
     holds: bool,
     reason: &'static str,
@@ -56,6 +60,21 @@ pub(super) fn conditions(inputs: &Inputs<'_>, status: &PodStatus) -> Vec<PodCond
     // As the API has them now: others write these.
     let current = inputs.pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
     out.extend(current.iter().filter(|c| !OWNED.contains(&c.type_.as_str())).cloned());
+    if let Some(failure) =
+        inputs.failure.filter(|f| f.reason == "Evicted" && !f.message.starts_with("Pod was rejected"))
+    {
+        let before = old.iter().find(|c| c.type_ == DISRUPTION_TARGET && c.status == "True").cloned();
+        out.retain(|c| c.type_ != DISRUPTION_TARGET);
+        out.push(before.unwrap_or_else(|| PodCondition {
+            type_: DISRUPTION_TARGET.to_owned(),
+            status: "True".to_owned(),
+            reason: Some(TERMINATED_BY_KUBELET.to_owned()),
+            message: Some(failure.message.clone()),
+            last_transition_time: Some(api_time(inputs.now)),
+            observed_generation: inputs.pod.metadata.generation,
+            last_probe_time: None,
+        }));
+    }
     out
 }
 

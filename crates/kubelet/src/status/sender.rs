@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use skiff_client::WorkQueue;
 use tokio::sync::watch;
 
-use super::conditions::OWNED;
+use super::conditions::{OWNED, TERMINATED_BY_KUBELET};
 use crate::pod::{PodExt, PodUid};
 
 /// How many statuses are sent at once.
@@ -216,7 +216,11 @@ fn merged(old: Option<&Value>, new: &Value, key: &str) -> Value {
     let same = |list: &[Value], element: &Value| list.iter().any(|e| e[key] == element[key]);
     let removed = old.iter().filter(|e| !same(&new, e)).map(|e| json!({"$patch": "delete", key: e[key]}));
     // Conditions of others are theirs.
-    let ours = |element: &Value| key != "type" || element[key].as_str().is_some_and(|kind| OWNED.contains(&kind));
+    let ours = |element: &Value| {
+        key != "type"
+            || element["reason"] == TERMINATED_BY_KUBELET
+            || element[key].as_str().is_some_and(|kind| OWNED.contains(&kind))
+    };
     let changed = new.iter().filter(|e| ours(e) && !old.contains(e)).map(|element| {
         let mut element = element.clone();
         // What the element no longer has must be said.

@@ -62,6 +62,8 @@ impl Node1 {
         config.root_dir = self.dir.join("kubelet");
         config.pod_logs_dir = self.dir.join("logs");
         config.cgroup_mount = None;
+        // However full the disk of the machine is that this runs on.
+        config.eviction_hard = "".parse().unwrap();
         config.server = self.server.clone();
         let (runtime, images) =
             skiff_cri::connect_in_process(Arc::new(self.runtime.clone()), Arc::new(self.runtime.clone()));

@@ -134,6 +134,9 @@ impl Worker {
         }
         self.handle.view.send_replace(Arc::new(self.observed.clone()));
         self.follow_containers();
+        if !self.pod.is_terminal() && self.failure.is_none() {
+            self.failure = self.handle.eviction();
+        }
         if removed || self.pod.is_deleting() || self.failure.is_some() {
             return self.terminate(removed).await;
         }
@@ -273,6 +276,7 @@ impl Worker {
         if self.observed.sandboxes.is_empty() {
             let node = self.kubelet.node.get("", &self.kubelet.config.node_name);
             let kubelet = &self.kubelet;
+            kubelet.eviction.admit(&self.pod)?;
             kubelet.admission.admit(&self.pod, node.as_deref(), &kubelet.capacity, kubelet.config.max_pods)?;
         } else {
             // What runs was taken before.

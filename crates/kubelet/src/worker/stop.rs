@@ -11,6 +11,7 @@ use tokio::{task::JoinSet, time::Instant};
 
 use super::{RETRY, Step, Worker, hooks, plan::Kill};
 use crate::{
+    eviction,
     observed::ObservedContainer,
     orphans,
     pod::{PodExt, Role},
@@ -126,6 +127,7 @@ impl Worker {
             false => self.pod.grace_period(),
         }
         .max(1);
+        let grace = if self.handle.eviction().is_some() { grace.min(eviction::GRACE_S) } else { grace };
         let containers = self.pod.all_containers();
         let role_of =
             |c: &ObservedContainer| containers.iter().position(|(_, o)| o.name == c.name).map(|i| (i, containers[i].0));

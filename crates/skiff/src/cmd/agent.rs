@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result};
 use skiff_client::Informers;
 use skiff_cluster::{NodeConfig, node_config::AgentConfig};
 
-use crate::{join, machine::Machine, node};
+use super::settings::SettingArgs;
+use crate::{components::Components, join, machine::Machine, node};
 
 /// Flags of `skiff agent`.
 #[derive(clap::Args)]
@@ -38,6 +39,8 @@ pub(crate) struct Args {
     /// Range of the pods' addresses, as the control plane was told
     #[arg(long, default_value = "10.244.0.0/16")]
     pod_cidr: String,
+    #[command(flatten)]
+    settings: SettingArgs,
 }
 
 impl Args {
@@ -55,6 +58,7 @@ impl Args {
             pod_cidr: &self.pod_cidr,
             service_cidr: &self.service_cidr,
             token: self.token.context("--token is missing")?,
+            settings: self.settings.into_settings()?,
         };
         let server_url = self.server.context("--server is missing")?;
         machine.node_config(None, Some(AgentConfig { server_url, ca_certificate }))
@@ -82,6 +86,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             client,
             serving,
             authority_pem: agent.ca_certificate.clone(),
+            components: Components::default(),
         })
         .await?;
         super::until_told_to_end().await?;

@@ -13,11 +13,12 @@ use skiff_cluster::{
     clusters::ClusterStatus,
     control::{Answer, Request},
     host_ports::Forward,
+    node_config::Component,
     progress::Console,
     spec::ClusterSpec,
 };
 
-use super::table;
+use super::{settings::SettingArgs, table};
 
 const DEFAULT_NAME: &str = "skiff";
 
@@ -35,6 +36,8 @@ pub(crate) enum ClusterCommand {
     Delete { name: Option<String> },
     /// Show, add and remove ports of this machine that lead into a cluster
     Ports(Ports),
+    /// Show, stop and start the components of a running cluster one by one
+    Components(Components),
 }
 
 #[derive(Debug, Args)]
@@ -59,6 +62,22 @@ pub(crate) struct Create {
     /// The kubeconfig to merge the context into [default: as kubectl finds it]
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    settings: SettingArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Components {
+    name: Option<String>,
+    /// The node [default: the control plane]
+    #[arg(long)]
+    node: Option<String>,
+    /// Stop a component until it is started again: apiserver, scheduler, controller-manager, kubelet, proxy
+    #[arg(long, value_name = "COMPONENT")]
+    stop: Vec<Component>,
+    /// Start a component that was stopped
+    #[arg(long, value_name = "COMPONENT")]
+    start: Vec<Component>,
 }
 
 #[derive(Debug, Args)]
@@ -138,6 +157,7 @@ pub(crate) fn run(command: ClusterCommand) -> anyhow::Result<()> {
             clusters.delete(&name, &mut Console::default())?;
             writeln!(out, "Cluster {name:?} is deleted.")?;
         }
+        ClusterCommand::Components(components) => switch_components(&clusters, &components, &mut out)?,
         ClusterCommand::Ports(ports) => change_ports(&clusters, &ports, &mut out)?,
     }
     Ok(())
@@ -155,6 +175,7 @@ impl Create {
             isolated: self.isolated,
             wait: (!self.wait.is_zero()).then_some(self.wait),
             kubeconfig: self.kubeconfig,
+            settings: self.settings.into_settings()?,
             ..CreateOptions::new(spec)
         })
     }
@@ -184,6 +205,32 @@ fn age(seconds: u64) -> String {
         7_200..172_800 => format!("{}h", seconds / 3_600),
         _ => format!("{}d", seconds / 86_400),
     }
+}
+
+fn switch_components(clusters: &Clusters, asked: &Components, out: &mut dyn Write) -> anyhow::Result<()> {
+    let name = asked.name.as_deref().unwrap_or(DEFAULT_NAME);
+    let record = clusters.get(name)?.record;
+    let node = match &asked.node {
+        Some(node) => record.nodes.iter().find(|n| n.name == *node),
+        None => record.control_plane(),
+    };
+    let Some(node) = node else {
+        bail!("cluster {name:?} has no node {:?}", asked.node.as_deref().unwrap_or("control-plane"));
+    };
+    for (list, run) in [(&asked.stop, false), (&asked.start, true)] {
+        for component in list {
+            clusters.ask(name, &node.name, &Request::SetComponent { component: *component, run })?;
+        }
+    }
+    let mut rows = vec![["NODE", "COMPONENT", "STATUS"].map(str::to_owned).to_vec()];
+    if let Answer::Components(components) = clusters.ask(name, &node.name, &Request::ListComponents)? {
+        rows.extend(components.into_iter().map(|(component, runs)| {
+            let status = if runs { "running" } else { "stopped" };
+            vec![node.name.clone(), component.name().to_owned(), status.to_owned()]
+        }));
+    }
+    table::write(out, &rows)?;
+    Ok(())
 }
 
 fn change_ports(clusters: &Clusters, ports: &Ports, out: &mut dyn Write) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@ pub(crate) mod hello;
 pub(crate) mod image;
 pub(crate) mod kind;
 pub(crate) mod server;
+pub(crate) mod settings;
 pub(crate) mod table;
 
 use std::io::Write as _;

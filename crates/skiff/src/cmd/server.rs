@@ -3,15 +3,25 @@
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
     path::PathBuf,
+    sync::Arc,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use futures::FutureExt as _;
+use skiff_apiserver::ApiServer;
 use skiff_client::Informers;
-use skiff_cluster::{NodeConfig, node_config::ServerConfig};
+use skiff_cluster::{
+    NodeConfig,
+    node_config::{Component, ServerConfig, Settings},
+};
 use skiff_pki::{Request, Usage};
+use tokio::net::TcpListener;
+
+use super::settings::SettingArgs;
 
 use crate::{
     addons,
+    components::Components,
     control_plane::{self, ControlPlane, Options, client},
     machine::{self, Machine},
     node,
@@ -44,6 +54,11 @@ pub(crate) struct Args {
     /// Range of the pods' addresses
     #[arg(long, default_value = "10.244.0.0/16")]
     pod_cidr: String,
+    /// Components that are not to run here: scheduler,controller-manager,kubelet,proxy,dns
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    disable: Vec<Component>,
+    #[command(flatten)]
+    settings: SettingArgs,
 }
 
 /// Runs until the process is told to end.
@@ -60,6 +75,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
 
 /// A control plane on a machine, with a node if the flags say so.
 async fn on_machine(args: Args) -> Result<()> {
+    let settings = Settings { disable: args.disable, ..args.settings.into_settings()? };
+    if settings.disable.contains(&Component::Apiserver) {
+        bail!("the API server is what `skiff server` is; it cannot be left out (--disable)");
+    }
     let token = machine::bootstrap_token(&args.data_dir)?;
     if let Some(node_ip) = args.node_ip {
         let machine = Machine {
@@ -69,6 +88,7 @@ async fn on_machine(args: Args) -> Result<()> {
             pod_cidr: &args.pod_cidr,
             service_cidr: &args.service_cidr,
             token,
+            settings,
         };
         let server = ServerConfig { host_address: Ipv4Addr::LOCALHOST, host_port: args.port, fabric_port: args.port };
         let config = machine.node_config(Some(server), None)?;
@@ -77,6 +97,7 @@ async fn on_machine(args: Args) -> Result<()> {
     let listener = tokio::net::TcpListener::bind((args.bind_address, args.port))
         .await
         .with_context(|| format!("cannot listen on {}:{}", args.bind_address, args.port))?;
+    let components = Components::default();
     let control_plane = control_plane::start(Options {
         data_dir: args.data_dir,
         node_ip: if args.bind_address.is_unspecified() { Ipv4Addr::LOCALHOST } else { args.bind_address },
@@ -85,6 +106,8 @@ async fn on_machine(args: Args) -> Result<()> {
         pod_cidr: args.pod_cidr,
         names: Vec::new(),
         bootstrap_token: Some(token),
+        settings,
+        components: components.clone(),
     })
     .await?;
     tokio::spawn(control_plane.server.clone().serve(listener, control_plane.tls.clone()));
@@ -97,6 +120,7 @@ async fn on_machine(args: Args) -> Result<()> {
 /// the host's loopback and in the whole node.
 async fn in_node(config: &NodeConfig, bind: Option<Ipv4Addr>) -> Result<()> {
     let server = config.server.as_ref().context("the node's configuration says nothing of an API server")?;
+    let components = Components::default();
     let control_plane = control_plane::start(Options {
         data_dir: config.data_dir.clone(),
         node_ip: config.node_ip,
@@ -105,16 +129,19 @@ async fn in_node(config: &NodeConfig, bind: Option<Ipv4Addr>) -> Result<()> {
         pod_cidr: config.pod_subnet.to_string(),
         names: vec![config.node_name.clone()],
         bootstrap_token: Some(config.bootstrap_token.clone()),
+        settings: config.settings.clone(),
+        components: components.clone(),
     })
     .await?;
-    serve(config, server, bind, &control_plane).await?;
+    serve(config, server, bind, &control_plane, &components)?;
     control_plane.write_kubeconfig(server.host_port)?;
     tracing::info!(port = server.host_port, "the API is served");
 
     let addons = client(&control_plane.server, "system:kube-controller-manager", &[], "addon-manager");
     let cluster_dns = config.cluster_dns.to_string();
+    let with_dns = !config.settings.disable.contains(&Component::Dns);
     tokio::spawn(async move {
-        if let Err(error) = addons::ensure(addons, &node::builtin_image(), &cluster_dns).await {
+        if let Err(error) = addons::ensure(addons, &node::builtin_image(), &cluster_dns, with_dns).await {
             tracing::error!(error = format!("{error:#}"), "the cluster's DNS cannot be set up");
         }
     });
@@ -141,6 +168,7 @@ async fn in_node(config: &NodeConfig, bind: Option<Ipv4Addr>) -> Result<()> {
         )),
         serving,
         authority_pem: control_plane.certificates.authority.certificate_pem().to_owned(),
+        components,
     })
     .await?;
     super::until_told_to_end().await?;
@@ -149,22 +177,55 @@ async fn in_node(config: &NodeConfig, bind: Option<Ipv4Addr>) -> Result<()> {
 }
 
 /// The API on the host's loopback, for users, and on the node's own address, for nodes and pods.
-async fn serve(
+fn serve(
     config: &NodeConfig,
     server: &ServerConfig,
     bind: Option<Ipv4Addr>,
     control_plane: &ControlPlane,
+    components: &Components,
 ) -> Result<()> {
-    let in_node = tokio::net::TcpListener::bind((bind.unwrap_or(Ipv4Addr::UNSPECIFIED), server.fabric_port))
-        .await
-        .with_context(|| format!("cannot listen on port {} of the node", server.fabric_port))?;
-    tokio::spawn(control_plane.server.clone().serve(in_node, control_plane.tls.clone()));
-    if bind.is_some() {
-        return Ok(());
-    }
-    let host = node::host_net(config)?;
-    let on_host = host.listen_tcp(SocketAddrV4::new(server.host_address, server.host_port))?;
-    let on_host = tokio::net::TcpListener::from_std(on_host)?;
-    tokio::spawn(control_plane.server.clone().serve(on_host, control_plane.tls.clone()));
+    let host = if bind.is_some() { None } else { Some(node::host_net(config)?) };
+    let address = (bind.unwrap_or(Ipv4Addr::UNSPECIFIED), server.fabric_port);
+    let on_host = SocketAddrV4::new(server.host_address, server.host_port);
+    let listen = move || -> Result<Vec<TcpListener>> {
+        let in_node = std::net::TcpListener::bind(address)
+            .with_context(|| format!("cannot listen on port {} of the node", address.1))?;
+        let host = host.as_ref().map(|host| host.listen_tcp(on_host)).transpose()?;
+        let all = std::iter::once(in_node).chain(host);
+        all.map(|l| l.set_nonblocking(true).and_then(|()| TcpListener::from_std(l)).map_err(Into::into)).collect()
+    };
+    // That it cannot be served at all is said at once.
+    let first = parking_lot::Mutex::new(Some(listen()?));
+    let (api, tls) = (control_plane.server.clone(), control_plane.tls.clone());
+    components.add(Component::Apiserver, true, move || {
+        let listeners = first.lock().take().map_or_else(&listen, Ok);
+        let (api, tls) = (api.clone(), tls.clone());
+        async move {
+            let listeners = match listeners {
+                Ok(listeners) => listeners,
+                Err(error) => return tracing::error!(error = format!("{error:#}"), "the API is not served"),
+            };
+            let _open = Open::new(api.clone());
+            let all = listeners.into_iter().map(|listener| api.clone().serve(listener, tls.clone()));
+            futures::future::join_all(all).await;
+        }
+        .boxed()
+    });
     Ok(())
+}
+
+/// Lets clients in this process in, as long as those on the network are.
+struct Open(Arc<ApiServer>);
+
+impl Open {
+    fn new(server: Arc<ApiServer>) -> Open {
+        server.set_open(true);
+        Open(server)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.set_open(false);
+    }
 }

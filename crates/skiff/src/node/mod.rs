@@ -8,9 +8,11 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
+use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::Taint;
 use skiff_client::Informers;
 use skiff_cluster::{
@@ -18,7 +20,7 @@ use skiff_cluster::{
     control::NodeControl,
     host_ports::{HostNet, HostPorts},
     load_balancer::PortManager,
-    node_config::{CONTROL_SOCKET, Role},
+    node_config::{CONTROL_SOCKET, Component, Role},
 };
 use skiff_images::ImageStore;
 use skiff_kubelet::KUBELET_PORT;
@@ -26,6 +28,8 @@ use skiff_network::nodes::{Local, NodeRoutes};
 use skiff_pki::Pair;
 use skiff_runtime::{Runtime, RuntimeConfig};
 use tokio::task::JoinSet;
+
+use crate::components::Components;
 
 /// Where the runtime serves CRI, for crictl and the like.
 const CRI_SOCKET: &str = "/run/skiff/cri.sock";
@@ -41,17 +45,21 @@ pub(crate) struct Setup<'a> {
     pub(crate) serving: Pair,
     /// The cluster's authority.
     pub(crate) authority_pem: String,
+    /// Those that can be stopped and started; the node adds its own.
+    pub(crate) components: Components,
 }
 
 /// A node that runs.
 pub(crate) struct Node {
     pub(crate) runtime: Arc<Runtime>,
     tasks: JoinSet<()>,
+    components: Components,
 }
 
 impl Node {
     /// Lets go of everything; pods go on.
     pub(crate) fn close(mut self) {
+        self.components.stop_all();
         self.tasks.abort_all();
         self.runtime.close();
     }
@@ -74,15 +82,19 @@ fn open_images(root: &Path) -> Result<ImageStore> {
 
 /// Starts all parts of a node.
 pub(crate) async fn start(setup: Setup<'_>) -> Result<Node> {
-    let Setup { config, client, services, serving, authority_pem } = setup;
+    let Setup { config, client, services, serving, authority_pem, components } = setup;
     let informers = Informers::new(client.clone());
     let images = open_images(&config.data_dir.join("images"))?;
     let pod_network = network::PodNetworks::new(config);
     let mut runtime_config = RuntimeConfig::new(&config.data_dir.join("runtime"), Path::new("/run/skiff/runtime"));
     runtime_config.version = env!("CARGO_PKG_VERSION").to_owned();
-    let runtime = Runtime::open(runtime_config, images, pod_network.clone())
+    let runtime = Runtime::open(runtime_config, images.clone(), pod_network.clone())
         .await
         .context("cannot start the container runtime")?;
+    // What survived holds its layers by now; what pulls left that were broken off, nobody holds.
+    if let Err(error) = tokio::task::spawn_blocking(move || images.collect_garbage()).await? {
+        tracing::warn!(%error, "cannot look for layers that nothing needs");
+    }
     let runtime = Arc::new(runtime);
     let mut tasks = JoinSet::new();
 
@@ -96,21 +108,17 @@ pub(crate) async fn start(setup: Setup<'_>) -> Result<Node> {
     });
     tasks.spawn(pod_network.clone().follow(informers.clone(), config.node_name.clone()));
     tasks.spawn(follow_routes(informers.clone(), config.clone()));
-    match skiff_proxy::Proxy::open(skiff_proxy::NodeInfo {
-        name: config.node_name.clone(),
-        pod_cidr: config.pod_subnet,
-        service_cidr: Some(config.service_subnet),
-        zone: config.labels.get("topology.kubernetes.io/zone").cloned(),
-    }) {
-        Ok(proxy) => drop(tasks.spawn(skiff_proxy::run(proxy, informers.clone()))),
-        Err(error) => return Err(error).context("cannot set up the Service proxy"),
-    }
+    add_proxy(&components, config, &informers)?;
     let policies = skiff_proxy::Policies::open(&config.node_name).context("cannot enforce network policies")?;
     tasks.spawn(skiff_proxy::follow_policies(policies, informers.clone()));
 
     let (runtime_client, image_client) = skiff_cri::connect_in_process(runtime.clone(), runtime.clone());
     let ports = PortManager::new(HostPorts::new(host_net(config)?), config);
-    let control = Arc::new(NodeControl { ports: ports.clone(), images: images::Loader(runtime.clone()) });
+    let control = Arc::new(NodeControl {
+        ports: ports.clone(),
+        images: images::Loader(runtime.clone()),
+        components: components.clone(),
+    });
     tasks.spawn(async move {
         if let Err(error) = skiff_cluster::control::serve(Path::new(CONTROL_SOCKET), control).await {
             tracing::error!(%error, "the control socket is not served");
@@ -121,15 +129,52 @@ pub(crate) async fn start(setup: Setup<'_>) -> Result<Node> {
     } else {
         tasks.spawn(async move { ports.keep_trying().await });
     }
-    let kubelet = kubelet_config(config, serving, authority_pem);
-    tasks.spawn(async move {
-        if let Err(error) =
-            skiff_kubelet::run(kubelet, client, informers, runtime_client, image_client, std::future::pending()).await
-        {
-            tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the kubelet ended");
+    let kubelet = kubelet_config(config, serving, authority_pem)?;
+    components.add(Component::Kubelet, !config.settings.disable.contains(&Component::Kubelet), move || {
+        let kubelet = skiff_kubelet::run(
+            kubelet.clone(),
+            client.clone(),
+            informers.clone(),
+            runtime_client.clone(),
+            image_client.clone(),
+            std::future::pending(),
+        );
+        async move {
+            if let Err(error) = kubelet.await {
+                tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the kubelet ended");
+            }
         }
+        .boxed()
     });
-    Ok(Node { runtime, tasks })
+    Ok(Node { runtime, tasks, components })
+}
+
+/// The Service proxy. That it cannot work on this machine is said at once.
+fn add_proxy(components: &Components, config: &NodeConfig, informers: &Informers) -> Result<()> {
+    let info = skiff_proxy::NodeInfo {
+        name: config.node_name.clone(),
+        pod_cidr: config.pod_subnet,
+        service_cidr: Some(config.service_subnet),
+        zone: config.labels.get("topology.kubernetes.io/zone").cloned(),
+    };
+    let run = !config.settings.disable.contains(&Component::Proxy);
+    let open = move || skiff_proxy::Proxy::open(info.clone());
+    let first = match run {
+        true => Some(open().context("cannot set up the Service proxy")?),
+        false => None,
+    };
+    let (first, informers) = (parking_lot::Mutex::new(first), informers.clone());
+    components.add(Component::Proxy, run, move || {
+        let (proxy, informers) = (first.lock().take().map_or_else(&open, Ok), informers.clone());
+        async move {
+            match proxy {
+                Ok(proxy) => skiff_proxy::run(proxy, informers).await,
+                Err(error) => tracing::error!(%error, "cannot set up the Service proxy"),
+            }
+        }
+        .boxed()
+    });
+    Ok(())
 }
 
 /// The network namespace in which users are: the host's of a sandboxed node, else the node's own.
@@ -164,7 +209,7 @@ async fn follow_routes(informers: Informers, config: NodeConfig) {
     }
 }
 
-fn kubelet_config(config: &NodeConfig, serving: Pair, authority_pem: String) -> skiff_kubelet::Config {
+fn kubelet_config(config: &NodeConfig, serving: Pair, authority_pem: String) -> Result<skiff_kubelet::Config> {
     let mut kubelet = skiff_kubelet::Config::new(&config.node_name, IpAddr::V4(config.node_ip));
     kubelet.labels = config.labels.clone();
     if config.role == Role::ControlPlane {
@@ -189,5 +234,19 @@ fn kubelet_config(config: &NodeConfig, serving: Pair, authority_pem: String) -> 
         key_pem: serving.key_pem,
         client_ca_pem: authority_pem,
     });
-    kubelet
+    let settings = &config.settings;
+    // The disk of a sandbox is the whole machine's, and so is what fills it: as in kind, it evicts nobody unless asked.
+    let sandboxed = config.host.netns_fd >= 0;
+    if let Some(text) = settings.eviction_hard.as_deref().or(sandboxed.then_some("memory.available<100Mi")) {
+        kubelet.eviction_hard = text.parse().context("--eviction-hard")?;
+    }
+    if let Some(seconds) = settings.eviction_pressure_transition_period_s {
+        kubelet.eviction_pressure_transition = Duration::from_secs(seconds);
+    }
+    if sandboxed {
+        kubelet.image_gc_high = 100;
+    }
+    kubelet.image_gc_high = settings.image_gc_high_threshold.unwrap_or(kubelet.image_gc_high);
+    kubelet.image_gc_low = settings.image_gc_low_threshold.unwrap_or(kubelet.image_gc_low);
+    Ok(kubelet)
 }
