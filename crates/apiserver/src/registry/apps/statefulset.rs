@@ -1,6 +1,6 @@
 //! StatefulSet.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use skiff_api::validation::{Faults, FieldError};
 
 use super::{validate_part, validate_replica_status, validate_workload, workload_defaults};
@@ -24,7 +24,7 @@ const MUTABLE: [&str; 7] = [
 pub(crate) static STRATEGY: Strategy = Strategy {
     generation: true,
     defaults,
-    prepare_create: |o| o["status"] = serde_json::json!({"replicas": 0, "availableReplicas": 0}),
+    prepare_create: |o| o["status"] = json!({"replicas": 0, "availableReplicas": 0}),
     validate,
     validate_update,
     validate_status: validate_replica_status,
@@ -96,7 +96,19 @@ fn validate(o: &Value, faults: &mut Faults) {
         faults.one_of(&at, policy, &["Delete", "Retain"]);
     }
     faults.non_negative("spec.ordinals.start", spec["ordinals"]["start"].as_i64().unwrap_or(0));
-    validate_workload(o, faults);
+    validate_workload(&with_claims(o), faults);
+}
+
+/// The object as its pods will be: each claim template gives them a volume, in place of one of the same name.
+fn with_claims(o: &Value) -> Value {
+    let mut whole = o.clone();
+    let Some(claims) = o["spec"]["volumeClaimTemplates"].as_array() else { return whole };
+    let names: Vec<_> = claims.iter().map(|claim| &claim["metadata"]["name"]).collect();
+    let of_claims = names.iter().map(|name| json!({"name": name, "persistentVolumeClaim": {"claimName": name}}));
+    let pod = &mut whole["spec"]["template"]["spec"];
+    let others = pod["volumes"].as_array().into_iter().flatten().filter(|v| !names.contains(&&v["name"])).cloned();
+    pod["volumes"] = others.chain(of_claims).collect();
+    whole
 }
 
 fn validate_update(new: &Value, old: &Value, faults: &mut Faults) {
@@ -117,8 +129,6 @@ fn validate_update(new: &Value, old: &Value, faults: &mut Faults) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn set(fields: Value) -> Value {
@@ -135,6 +145,19 @@ mod tests {
         let mut faults = Faults::default();
         validate(&set(fields), &mut faults);
         faults.0.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn claim_templates_are_volumes() {
+        let claim = json!({"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "1Gi"}}}});
+        let container = |volume: &str| {
+            json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i",
+                "volumeMounts": [{"name": volume, "mountPath": "/data"}]}]}})
+        };
+        let with = |volume: &str| faults(json!({"template": container(volume), "volumeClaimTemplates": [claim]}));
+        assert_eq!(with("data"), Vec::<String>::new());
+        assert_eq!(with("dat"), ["spec.template.spec.containers[0].volumeMounts[0].name: Not found: \"dat\""]);
     }
 
     #[test]
