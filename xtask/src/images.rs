@@ -51,6 +51,7 @@ fn image(recipe: &Recipe, force: bool) -> Result<PathBuf> {
         include_str!("images/archive.rs"),
         include_str!("images/files/postgres.sh"),
         include_str!("images/files/fastapi.py"),
+        include_str!("images/files/myapp.sh"),
     ];
     let wanted = hex(&Sha256::digest(sources.concat()));
     if !force && archive.exists() && fs::read_to_string(&key).is_ok_and(|key| key == wanted) {

@@ -92,13 +92,23 @@ const BASE: Recipe = Recipe {
     stop_signal: None,
 };
 
+const BUSYBOX: Recipe = Recipe {
+    name: "busybox",
+    tags: &["latest", "1.36"],
+    packages: &["busybox-static"],
+    pruned: &["usr/"],
+    applets: true,
+    command: &["sh"],
+    ..BASE
+};
+
 /// Installed for scripts that packages run at their installation, which are not run.
 const FOR_SCRIPTS: &[&str] = &["debconf", "cdebconf", "perl", "gcc-", "debianutils", "mawk", "readline-common"];
 
 const PYTHON_PACKAGES: &[&str] =
     &["python3.11-minimal", "python3.11", "python3", "bash", "dash", "coreutils", "curl", "libc-bin", "base-files"];
 
-pub(super) const RECIPES: [Recipe; 5] = [
+pub(super) const RECIPES: [Recipe; 8] = [
     Recipe {
         name: "nginx",
         tags: &["latest", "1.20", "1.21", "1.25", "1.27"],
@@ -130,14 +140,39 @@ pub(super) const RECIPES: [Recipe; 5] = [
         stop_signal: Some("SIGQUIT"),
         ..BASE
     },
+    BUSYBOX,
+    // Stand-ins for the guides' own applications: the same ports and paths.
     Recipe {
-        name: "busybox",
-        tags: &["latest", "1.36"],
-        packages: &["busybox-static"],
-        pruned: &["usr/"],
-        applets: true,
-        command: &["sh"],
-        ..BASE
+        name: "myapi",
+        tags: &["1.0"],
+        files: &[
+            ACCOUNTS[0],
+            ACCOUNTS[1],
+            ACCOUNTS[2],
+            ("www/index.html", "myapi\n"),
+            ("www/health", "ok\n"),
+            ("www/ready", "ok\n"),
+        ],
+        command: &["httpd", "-f", "-vv", "-p", "3000", "-h", "/www"],
+        ports: &["3000/tcp"],
+        ..BUSYBOX
+    },
+    Recipe {
+        name: "myfrontend",
+        tags: &["1.0"],
+        files: &[ACCOUNTS[0], ACCOUNTS[1], ACCOUNTS[2], ("www/index.html", "<h1>myfrontend</h1>\n")],
+        command: &["httpd", "-f", "-vv", "-h", "/www"],
+        ports: &["80/tcp"],
+        ..BUSYBOX
+    },
+    Recipe {
+        name: "myapp",
+        tags: &["latest", "1.0", "v1", "v1.0", "v2", "v2.0"],
+        files: &[ACCOUNTS[0], ACCOUNTS[1], ACCOUNTS[2], ("app/server.sh", include_str!("files/myapp.sh"))],
+        programs: &["app/server.sh"],
+        command: &["/app/server.sh"],
+        ports: &["3000/tcp", "8080/tcp"],
+        ..BUSYBOX
     },
     // The guides' database: its tag is theirs, its program that of Debian.
     Recipe {

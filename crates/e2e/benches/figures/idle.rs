@@ -21,7 +21,12 @@ pub(crate) fn measure() -> Vec<Figure> {
     let (processes, started) = (processor_time(&cluster), Instant::now());
     sleep(WATCHED);
     let later = processor_time(&cluster);
-    let ticks: u64 = later.iter().map(|(pid, ticks)| ticks - processes.get(pid).copied().unwrap_or(0)).sum();
+    let mut ticks = 0;
+    for (pid, name) in names(&later) {
+        let of_process = later[&pid] - processes.get(&pid).copied().unwrap_or(0);
+        eprintln!("  {of_process} ticks by process {pid}, {name}");
+        ticks += of_process;
+    }
     let seconds = ticks as f64 / ticks_per_second();
     let busy = 100.0 * seconds / started.elapsed().as_secs_f64();
     let total = |field: &str| later.keys().map(|pid| kib(*pid, field)).sum::<u64>() as f64 * 1024.0 / 1e6;
@@ -48,6 +53,12 @@ fn processor_time(cluster: &Cluster) -> BTreeMap<i32, u64> {
     };
     let processes = leftovers::processes(&cluster.home.dir);
     processes.into_iter().filter_map(|(pid, _)| Some((pid, ticks(pid)?))).collect()
+}
+
+/// What the processes are called.
+fn names(processes: &BTreeMap<i32, u64>) -> Vec<(i32, String)> {
+    let name = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ");
+    processes.keys().map(|pid| (*pid, name(pid))).collect()
 }
 
 fn ticks_per_second() -> f64 {

@@ -26,6 +26,11 @@ pub(crate) fn cluster() -> Kubectl {
     the_cluster().lock().as_ref().expect("taken only after the last test").kubectl()
 }
 
+/// Loads further images into that cluster.
+pub(crate) fn load(images: &[&str]) {
+    the_cluster().lock().as_ref().expect("taken only after the last test").load(images);
+}
+
 fn the_cluster() -> &'static Mutex<Option<Cluster>> {
     CLUSTER.get_or_init(|| {
         let cluster = Cluster::create("shared", &["--nodes", "2"]);

@@ -15,7 +15,9 @@ if [ "$1" = postgres ]; then
     chown -R postgres:postgres "$PGDATA" /var/run/postgresql
     chmod 700 "$PGDATA"
     if [ ! -s "$PGDATA/PG_VERSION" ]; then
-        as_postgres initdb --username="$user" --pwfile=<(echo "$POSTGRES_PASSWORD") --auth-host=scram-sha-256 --auth-local=trust
+        # The password comes through a pipe that is the database's own.
+        POSTGRES_USER=$user as_postgres bash -c 'initdb --username="$POSTGRES_USER" --pwfile=<(echo "$POSTGRES_PASSWORD") \
+            --auth-host=scram-sha-256 --auth-local=trust'
         echo "host all all all scram-sha-256" >> "$PGDATA/pg_hba.conf"
         as_postgres pg_ctl --wait --options="-c listen_addresses=''" start
         if [ "$database" != postgres ]; then

@@ -1,21 +1,30 @@
 //! The guides' walkthroughs, as written there. `docs/guides.md` says which test shows which command, manifest and
 //! claim; `cargo xtask guides` runs them all.
 
+mod clusters;
+mod fastapi;
 mod hello;
+mod three_tier;
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
-use skiff_e2e::{Kubectl, eventually, wait::check};
+use skiff_e2e::{Kubectl, eventually, host, wait::check};
 
 use crate::runner::Test;
 
 /// The tests of all guides.
 pub(crate) fn tests() -> Vec<Test> {
-    hello::TESTS.to_vec()
+    [hello::TESTS, fastapi::TESTS, clusters::TESTS, three_tier::TESTS].concat()
 }
 
 /// Programs with interpreters, and databases that are made anew, on two shared cores.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A manifest of the guides.
+fn manifest(name: &str) -> String {
+    let path: PathBuf = host::root().join("crates/e2e/tests/e2e/guides/manifests").join(name);
+    path.to_str().expect("UTF-8").to_owned()
+}
 
 /// Until `kubectl get WHAT` has a row whose cells begin with these.
 fn rows(kubectl: &Kubectl, what: &[&str], columns: &[&str], row: &[&str]) {
