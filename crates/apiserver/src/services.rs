@@ -262,6 +262,7 @@ fn assign_ports(
 ) {
     let kind = new["spec"]["type"].as_str().unwrap_or_default().to_owned();
     let wants = kind == "NodePort" || (kind == "LoadBalancer" && new["spec"]["allocateLoadBalancerNodePorts"] != false);
+    assign_health_check_port(&mut new["spec"], old, in_use, reservation, faults);
     // The same number may serve two protocols of one Service.
     let mut given: HashMap<u64, u16> = HashMap::new();
     let Some(ports) = new["spec"]["ports"].as_array_mut() else { return };
@@ -319,6 +320,50 @@ fn assign_ports(
         reservation.node_ports.push((node_port, protocol));
         port["nodePort"] = node_port.into();
     }
+}
+
+/// The port on which nodes tell a load balancer whether they have pods of the Service.
+fn assign_health_check_port(
+    spec: &mut Value,
+    old: &[(u16, String)],
+    in_use: &mut InUse,
+    reservation: &mut Reservation,
+    faults: &mut Faults,
+) {
+    const AT: &str = "spec.healthCheckNodePort";
+    if !crate::registry::needs_health_check(spec) {
+        return;
+    }
+    let key = |port: u16| (port, "TCP".to_owned());
+    let asked = spec["healthCheckNodePort"].as_u64().and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0);
+    let port = match asked {
+        Some(port) if old.contains(&key(port)) => return,
+        Some(port) if in_use.node_ports.contains(&key(port)) => {
+            faults.invalid(
+                AT,
+                port,
+                format!("failed to allocate requested HealthCheck NodePort {port}: provided port is already allocated"),
+            );
+            return;
+        }
+        Some(port) => port,
+        None => {
+            let span = u32::from(NODE_PORTS.end() - NODE_PORTS.start()) + 1;
+            let start = rand::random_range(0..span);
+            let mut all =
+                (0..span).filter_map(|k| u16::try_from(u32::from(*NODE_PORTS.start()) + (start + k) % span).ok());
+            match all.find(|port| !in_use.node_ports.contains(&key(*port))) {
+                Some(port) => port,
+                None => {
+                    faults.invalid(AT, 0, "failed to allocate a HealthCheck NodePort: range is full");
+                    return;
+                }
+            }
+        }
+    };
+    in_use.node_ports.insert(key(port));
+    reservation.node_ports.push(key(port));
+    spec["healthCheckNodePort"] = port.into();
 }
 
 /// Whether a text is an address that a Service may name.

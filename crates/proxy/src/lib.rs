@@ -18,6 +18,7 @@
 //! masquerading of traffic from outside the pod range.
 
 mod endpoints;
+mod health;
 mod policies;
 mod proxy;
 mod routes;
@@ -26,6 +27,7 @@ mod run;
 mod service;
 mod table;
 
+pub use health::serve_health;
 pub use policies::{Policies, follow_policies};
 pub use proxy::{Changed, Proxy, ProxyError};
 pub use routes::follow_nodes;

@@ -16,7 +16,8 @@ const CHECK_PERIOD: Duration = Duration::from_secs(60);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
-fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
+/// The Service that a slice belongs to.
+pub(crate) fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
     let name = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
     Some(ObjectKey::new(slice.metadata.namespace.as_deref()?, name))
 }

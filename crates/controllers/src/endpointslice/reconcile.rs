@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use k8s_openapi::{
     api::{
         core::v1::{ObjectReference, Pod, Service},
-        discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
+        discovery::v1::{Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone},
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
@@ -94,15 +94,18 @@ fn endpoint(service: &Service, pod: &Pod, zone: &dyn Fn(&str) -> Option<String>)
     let spec = pod.spec.as_ref()?;
     // Pods with the Service as their domain have a name of their own in it.
     let named = spec.subdomain.as_deref() == Some(&service.name_any());
+    let ready = publishes || (serving && !terminating);
+    let zone = node.as_deref().and_then(zone);
     Some(Endpoint {
+        hints: hints(service, node.as_deref(), zone.as_deref()).filter(|_| ready),
         addresses: vec![ip],
         conditions: Some(EndpointConditions {
-            ready: Some(publishes || (serving && !terminating)),
+            ready: Some(ready),
             serving: Some(serving),
             terminating: Some(terminating),
         }),
         hostname: spec.hostname.clone().filter(|h| named && !h.is_empty()),
-        zone: node.as_deref().and_then(zone),
+        zone,
         node_name: node,
         target_ref: Some(ObjectReference {
             kind: Some("Pod".into()),
@@ -113,6 +116,20 @@ fn endpoint(service: &Service, pod: &Pod, zone: &dyn Fn(&str) -> Option<String>)
         }),
         ..Endpoint::default()
     })
+}
+
+/// For whom an endpoint is meant, by the Service's `trafficDistribution`: its own zone, or its own node.
+fn hints(service: &Service, node: Option<&str>, zone: Option<&str>) -> Option<EndpointHints> {
+    let by_node = match service.spec.as_ref()?.traffic_distribution.as_deref()? {
+        "PreferSameNode" => true,
+        "PreferClose" | "PreferSameZone" => false,
+        _ => return None,
+    };
+    let hints = EndpointHints {
+        for_nodes: node.filter(|_| by_node).map(|name| vec![ForNode { name: name.to_owned() }]),
+        for_zones: zone.map(|name| vec![ForZone { name: name.to_owned() }]),
+    };
+    (hints != EndpointHints::default()).then_some(hints)
 }
 
 fn key(e: &Endpoint) -> (Option<String>, Vec<String>) {
@@ -230,6 +247,22 @@ mod tests {
                 "status": {"phase": "Running", "podIP": ip, "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]}}))
             .unwrap(),
         )
+    }
+
+    #[test]
+    fn hints_follow_the_distribution() {
+        let of = |distribution: Value| {
+            let service = service(json!({"trafficDistribution": distribution}));
+            let zone = |_: &str| Some("z".to_owned());
+            let plan = plan(&service, &[pod("a", "10.0.0.1", true), pod("b", "10.0.0.2", false)], &[], &zone);
+            let endpoints = plan.create[0].endpoints.clone().unwrap();
+            assert_eq!(endpoints[1].hints, None, "not of one that is not ready");
+            serde_json::to_value(&endpoints[0].hints).unwrap()
+        };
+        assert_eq!(of(Value::Null), Value::Null);
+        assert_eq!(of(json!("PreferClose")), json!({"forZones": [{"name": "z"}]}));
+        let node = json!({"forNodes": [{"name": "n"}], "forZones": [{"name": "z"}]});
+        assert_eq!(of(json!("PreferSameNode")), node);
     }
 
     fn stored(mut slice: EndpointSlice, name: &str) -> Arc<EndpointSlice> {

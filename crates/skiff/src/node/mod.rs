@@ -110,6 +110,7 @@ pub(crate) async fn start(setup: Setup<'_>) -> Result<Node> {
     tasks.spawn(follow_routes(informers.clone(), config.clone()));
     add_proxy(&components, config, &informers)?;
     let policies = skiff_proxy::Policies::open(&config.node_name).context("cannot enforce network policies")?;
+    tasks.spawn(skiff_proxy::serve_health(config.node_name.clone(), informers.clone()));
     tasks.spawn(skiff_proxy::follow_policies(policies, informers.clone()));
 
     let (runtime_client, image_client) = skiff_cri::connect_in_process(runtime.clone(), runtime.clone());

@@ -10,6 +10,7 @@ use super::{default_field, each};
 use crate::{
     registry::{
         meta,
+        networking::is_cidr,
         strategy::{Strategy, col, name_col, wide},
         table,
     },
@@ -120,6 +121,11 @@ fn keep_addresses(new: &mut Value, old: &Value) {
             }
         }
     }
+    if needs_health_check(&new["spec"]) && new["spec"]["healthCheckNodePort"].as_i64().unwrap_or(0) == 0 {
+        new["spec"]["healthCheckNodePort"] = old["spec"]["healthCheckNodePort"].clone();
+    } else if !needs_health_check(&new["spec"]) && needs_health_check(&old["spec"]) {
+        remove(&mut new["spec"], "healthCheckNodePort");
+    }
     // Ports keep their node ports when the update leaves them out.
     let old_ports = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
     let wants = ["NodePort", "LoadBalancer"].iter().any(|t| new["spec"]["type"] == *t);
@@ -151,6 +157,9 @@ fn clear_unused(o: &mut Value) {
         for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass", "loadBalancerIP"] {
             remove(spec, field);
         }
+    }
+    if spec["healthCheckNodePort"] == 0 {
+        remove(spec, "healthCheckNodePort");
     }
     if kind == "ExternalName" {
         for field in ["internalTrafficPolicy", "ipFamilies", "ipFamilyPolicy"] {
@@ -217,7 +226,61 @@ fn validate(o: &Value, faults: &mut Faults) {
             );
         }
     }
+    validate_families(spec, faults);
+    validate_balancing(spec, kind, faults);
     validate_ports(ports, kind, faults);
+}
+
+/// There is one family of addresses here: what asks for the other, or for both, is refused as by a cluster of one
+/// family upstream.
+fn validate_families(spec: &Value, faults: &mut Faults) {
+    if spec["type"] == "ExternalName" {
+        return;
+    }
+    if let Some(policy) = spec["ipFamilyPolicy"].as_str() {
+        faults.one_of("spec.ipFamilyPolicy", policy, &["PreferDualStack", "RequireDualStack", "SingleStack"]);
+        if policy == "RequireDualStack" {
+            faults.invalid("spec.ipFamilyPolicy", policy, "this cluster is not configured for dual-stack services");
+        }
+    }
+    for (i, family) in spec["ipFamilies"].as_array().into_iter().flatten().filter_map(Value::as_str).enumerate() {
+        let at = format!("spec.ipFamilies[{i}]");
+        match family {
+            "IPv4" => {}
+            "IPv6" => faults.invalid(at, family, "not configured on this cluster"),
+            other => faults.one_of(&at, other, &["IPv4", "IPv6"]),
+        }
+    }
+}
+
+fn validate_balancing(spec: &Value, kind: &str, faults: &mut Faults) {
+    let ranges = spec["loadBalancerSourceRanges"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if !ranges.is_empty() && kind != "LoadBalancer" {
+        let why = "may only be used when `type` is 'LoadBalancer'";
+        faults.push(FieldError::forbidden("spec.loadBalancerSourceRanges", why));
+    }
+    for (i, range) in ranges.iter().enumerate() {
+        let range = range.as_str().unwrap_or_default().trim();
+        if !is_cidr(range) {
+            let why = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+            faults.invalid(format!("spec.loadBalancerSourceRanges[{i}]"), range, why);
+        }
+    }
+    if let Some(port) = spec["healthCheckNodePort"].as_i64().filter(|port| *port != 0)
+        && !needs_health_check(spec)
+    {
+        let why = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+        faults.invalid("spec.healthCheckNodePort", port, why);
+    }
+    if let Some(distribution) = spec["trafficDistribution"].as_str() {
+        const KNOWN: [&str; 3] = ["PreferClose", "PreferSameZone", "PreferSameNode"];
+        faults.one_of("spec.trafficDistribution", distribution, &KNOWN);
+    }
+}
+
+/// Whether a load balancer asks the nodes which of them have pods.
+pub(crate) fn needs_health_check(spec: &Value) -> bool {
+    spec["type"] == "LoadBalancer" && spec["externalTrafficPolicy"] == "Local"
 }
 
 fn validate_ports(ports: &[Value], kind: &str, faults: &mut Faults) {
@@ -323,6 +386,32 @@ mod tests {
         let mut f = Faults::default();
         validate(&o, &mut f);
         f.0.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn families_and_balancing_are_checked() {
+        let ports = json!([{"port": 80}]);
+        assert_eq!(
+            check(json!({"ports": ports, "ipFamilyPolicy": "RequireDualStack"})),
+            [
+                "spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services"
+            ]
+        );
+        assert_eq!(
+            check(json!({"ports": ports, "ipFamilies": ["IPv6"]})),
+            ["spec.ipFamilies[0]: Invalid value: \"IPv6\": not configured on this cluster"]
+        );
+        assert_eq!(check(json!({"ports": ports, "ipFamilyPolicy": "PreferDualStack"})), [""; 0]);
+        assert_eq!(
+            check(json!({"ports": ports, "loadBalancerSourceRanges": ["10.0.0.0/8"]})),
+            ["spec.loadBalancerSourceRanges: Forbidden: may only be used when `type` is 'LoadBalancer'"]
+        );
+        assert!(
+            check(json!({"ports": ports, "type": "LoadBalancer", "loadBalancerSourceRanges": ["10.0.0.0"]}))[0]
+                .contains("spec.loadBalancerSourceRanges[0]: Invalid value: \"10.0.0.0\": must be a valid CIDR value")
+        );
+        assert!(check(json!({"ports": ports, "healthCheckNodePort": 30000}))[0].contains("may only be set when"));
+        assert!(check(json!({"ports": ports, "trafficDistribution": "Far"}))[0].contains("Unsupported value"));
     }
 
     #[test]

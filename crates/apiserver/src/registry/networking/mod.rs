@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 /// A range of addresses of either family.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Cidr {
+struct Cidr {
     /// The first address, in the lowest bits.
     base: u128,
     /// How long addresses are.
@@ -23,8 +23,13 @@ impl Cidr {
     }
 }
 
+/// Whether a text is a range of addresses.
+pub(crate) fn is_cidr(text: &str) -> bool {
+    parse_cidr(text).is_some()
+}
+
 /// A range such as `10.0.0.0/8`; its address may be any one in it.
-pub(crate) fn parse_cidr(text: &str) -> Option<Cidr> {
+fn parse_cidr(text: &str) -> Option<Cidr> {
     let (address, prefix) = text.split_once('/')?;
     let (base, bits) = match address.parse().ok()? {
         IpAddr::V4(v4) => (u128::from(v4.to_bits()), 32),
