@@ -32,6 +32,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "skiff-kubelet",
             "skiff-proxy",
             "skiff-dns",
+            "skiff-ingress",
             "skiff-cluster",
         ],
     ),

@@ -1,4 +1,6 @@
-//! What is in every cluster as ordinary objects: the cluster's DNS, and the default class of storage.
+//! What is in every cluster as ordinary objects: the cluster's DNS, and the default classes of storage and Ingresses.
+
+pub(crate) mod ingress;
 
 use anyhow::{Context as _, Result};
 use kube::{
@@ -87,32 +89,44 @@ fn storage_class() -> Value {
 /// Creates what is missing and brings the image of what is there up to date.
 pub(crate) async fn ensure(client: kube::Client, image: &str, cluster_dns: &str, with_dns: bool) -> Result<()> {
     let dns = if with_dns { dns(image, cluster_dns) } else { Vec::new() };
-    for object in std::iter::once(storage_class()).chain(dns) {
-        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        let kind = object["kind"].as_str().unwrap_or_default().to_owned();
-        let (group, version) = object["apiVersion"].as_str().unwrap_or_default().rsplit_once('/').unwrap_or(("", "v1"));
-        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &kind));
-        let api: Api<DynamicObject> = match object["metadata"]["namespace"].as_str() {
-            Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
-            None => Api::all_with(client.clone(), &resource),
-        };
-        // Looked for first: creating a Service again is refused for its address, not for its name.
-        if api.get_metadata_opt(&name).await.with_context(|| format!("cannot look for {kind} {name}"))?.is_some() {
-            if kind == "Deployment" {
-                let patch =
-                    json!({"spec": {"template": {"spec": {"containers": [{"name": "coredns", "image": image}]}}}});
-                api.patch(&name, &PatchParams::default(), &Patch::Strategic(&patch))
-                    .await
-                    .with_context(|| format!("cannot update {kind} {name}"))?;
-            }
-            continue;
-        }
-        let typed: DynamicObject = serde_json::from_value(object)?;
-        match api.create(&PostParams::default(), &typed).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.code == 409 => {}
-            Err(error) => return Err(error).with_context(|| format!("cannot create {kind} {name}")),
-        }
+    for object in [storage_class(), ingress::class()].into_iter().chain(dns) {
+        ensure_object(&client, object).await?;
     }
     Ok(())
+}
+
+/// How an object is reached, by what is in it.
+fn api_of(client: &kube::Client, object: &Value) -> (Api<DynamicObject>, String, String) {
+    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let kind = object["kind"].as_str().unwrap_or_default().to_owned();
+    let (group, version) = object["apiVersion"].as_str().unwrap_or_default().rsplit_once('/').unwrap_or(("", "v1"));
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &kind));
+    let api: Api<DynamicObject> = match object["metadata"]["namespace"].as_str() {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
+    };
+    (api, kind, name)
+}
+
+/// Creates an object, or brings the image of a Deployment that is there up to date.
+async fn ensure_object(client: &kube::Client, object: Value) -> Result<()> {
+    let (api, kind, name) = api_of(client, &object);
+    // Looked for first: creating a Service again is refused for its address, not for its name.
+    if api.get_metadata_opt(&name).await.with_context(|| format!("cannot look for {kind} {name}"))?.is_some() {
+        if kind == "Deployment" {
+            let container = &object["spec"]["template"]["spec"]["containers"][0];
+            let container = json!({"name": container["name"], "image": container["image"]});
+            let patch = json!({"spec": {"template": {"spec": {"containers": [container]}}}});
+            api.patch(&name, &PatchParams::default(), &Patch::Strategic(&patch))
+                .await
+                .with_context(|| format!("cannot update {kind} {name}"))?;
+        }
+        return Ok(());
+    }
+    let typed: DynamicObject = serde_json::from_value(object)?;
+    match api.create(&PostParams::default(), &typed).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot create {kind} {name}")),
+    }
 }

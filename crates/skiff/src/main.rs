@@ -36,6 +36,9 @@ enum Command {
     /// The cluster's name server, as it runs in its pod
     #[command(hide = true)]
     Dns,
+    /// The Ingress controller, as it runs in its pod
+    #[command(hide = true)]
+    Ingress,
     /// The page of the demonstration, as it runs in its pods
     #[command(hide = true)]
     Hello,
@@ -78,6 +81,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Server(args) => cmd::server::run(args),
         Command::Agent(args) => cmd::agent::run(args),
         Command::Dns => cmd::dns::run(),
+        Command::Ingress => cmd::ingress::run(),
         Command::Hello => cmd::hello::run(),
         Command::Cluster(command) => cmd::cluster::run(command),
         Command::Image(command) => cmd::image::run(command),

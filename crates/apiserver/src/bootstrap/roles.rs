@@ -271,6 +271,16 @@ fn cluster_roles() -> Vec<(&'static str, Vec<Value>)> {
                 rule(&["list", "watch"], &["discovery.k8s.io"], &["endpointslices"]),
             ],
         ),
+        (
+            "system:skiff-ingress",
+            vec![
+                rule(&["list", "watch"], &[""], &["services", "secrets"]),
+                rule(&["list", "watch"], &["discovery.k8s.io"], &["endpointslices"]),
+                rule(&["list", "watch"], &["networking.k8s.io"], &["ingresses", "ingressclasses"]),
+                rule(&["patch", "update"], &["networking.k8s.io"], &["ingresses/status"]),
+                rule(&["create", "patch"], &["", "events.k8s.io"], &["events"]),
+            ],
+        ),
     ]
 }
 
@@ -311,6 +321,11 @@ fn bindings() -> Vec<(&'static str, &'static str, Value)> {
             "system:coredns",
             "system:coredns",
             json!([{"kind": "ServiceAccount", "name": "coredns", "namespace": "kube-system"}]),
+        ),
+        (
+            "system:skiff-ingress",
+            "system:skiff-ingress",
+            json!([{"kind": "ServiceAccount", "name": "ingress", "namespace": "kube-system"}]),
         ),
     ]
 }

@@ -9,12 +9,14 @@ mod crashes;
 mod extension;
 mod faults;
 mod guides;
+mod ingress;
 mod machines;
 mod network;
 mod network_policies;
 mod node_failures;
 mod runner;
 mod scheduling;
+mod services;
 mod shared;
 mod storage;
 mod workload_kinds;
@@ -42,6 +44,8 @@ fn main() -> ExitCode {
                 workload_kinds::TESTS,
                 network::TESTS,
                 network_policies::TESTS,
+                services::TESTS,
+                ingress::TESTS,
                 storage::TESTS,
                 scheduling::TESTS,
                 crashes::TESTS,

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use skiff_e2e::{Cluster, Kubectl, Server, leftovers};
 
 use crate::runner::Test;
@@ -29,6 +29,12 @@ pub(crate) fn cluster() -> Kubectl {
 /// Loads further images into that cluster.
 pub(crate) fn load(images: &[&str]) {
     the_cluster().lock().as_ref().expect("taken only after the last test").load(images);
+}
+
+/// Port 80 of this machine: one test at a time may have it.
+pub(crate) fn port_80() -> MutexGuard<'static, ()> {
+    static PORT: Mutex<()> = Mutex::new(());
+    PORT.lock()
 }
 
 fn the_cluster() -> &'static Mutex<Option<Cluster>> {

@@ -6,6 +6,7 @@ pub(crate) mod demo;
 pub(crate) mod dns;
 pub(crate) mod hello;
 pub(crate) mod image;
+pub(crate) mod ingress;
 pub(crate) mod kind;
 pub(crate) mod server;
 pub(crate) mod settings;

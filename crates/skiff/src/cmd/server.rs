@@ -140,6 +140,7 @@ async fn in_node(config: &NodeConfig, bind: Option<Ipv4Addr>) -> Result<()> {
     let addons = client(&control_plane.server, "system:kube-controller-manager", &[], "addon-manager");
     let cluster_dns = config.cluster_dns.to_string();
     let with_dns = !config.settings.disable.contains(&Component::Dns);
+    tokio::spawn(addons::ingress::follow(Informers::new(addons.clone()), node::builtin_image()));
     tokio::spawn(async move {
         if let Err(error) = addons::ensure(addons, &node::builtin_image(), &cluster_dns, with_dns).await {
             tracing::error!(error = format!("{error:#}"), "the cluster's DNS cannot be set up");

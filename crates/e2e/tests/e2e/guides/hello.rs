@@ -12,6 +12,7 @@ tests![example_1_hello_world_with_nginx];
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn example_1_hello_world_with_nginx() {
+    let _port = shared::port_80();
     for version in Version::ALL {
         example_1(&shared::cluster().version(version));
     }

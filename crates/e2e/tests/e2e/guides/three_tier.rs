@@ -8,6 +8,7 @@ use crate::{shared, tests};
 tests![three_tiers_in_a_namespace];
 
 fn three_tiers_in_a_namespace() {
+    let _port = shared::port_80();
     shared::load(&["postgres", "myapi", "myfrontend"]);
     let cluster = shared::cluster();
     cluster.run(&["create", "namespace", "myapp"]).prints(&["namespace/myapp created"]);
