@@ -57,13 +57,15 @@ fn patch(kubectl: &Kubectl, service: &str, patch: &str) {
     kubectl.run(&["patch", "service", service, "--type=merge", "-p", patch]).ok();
 }
 
-/// Who answers ten requests in a row.
+/// Who answers fifteen requests in a row.
 fn answers(kubectl: &Kubectl, from: &str, url: &str) -> Result<BTreeSet<String>, String> {
-    (0..10).map(|_| get(kubectl, from, url).map(|answer| answer.trim().to_owned())).collect()
+    (0..15).map(|_| get(kubectl, from, url).map(|answer| answer.trim().to_owned())).collect()
 }
 
 fn clients_stay_with_their_pod() {
     let kubectl = two("affinity");
+    kubectl.apply(&web("three", WORKER));
+    ready(&kubectl, "three");
     kubectl.apply("apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  type: NodePort\n  sessionAffinity: ClientIP\n  selector: {app: web}\n  ports: [{port: 80, targetPort: 8080}]\n");
     let spec = |path: &str| kubectl.path(&["service", "web"], path).unwrap();
     assert_eq!(spec("{.spec.sessionAffinityConfig.clientIP.timeoutSeconds}"), "10800");
@@ -82,7 +84,7 @@ fn clients_stay_with_their_pod() {
     };
     expect(1);
     patch(&kubectl, "web", r#"{"spec":{"sessionAffinity":"None"}}"#);
-    expect(2);
+    expect(3);
     patch(&kubectl, "web", r#"{"spec":{"sessionAffinity":"ClientIP"}}"#);
     expect(1);
 }
@@ -121,7 +123,9 @@ fn services_become_other_names_and_back() {
     patch(&kubectl, "web", r#"{"spec":{"type":"ClusterIP","externalName":null}}"#);
     let ip = spec("{.spec.clusterIP}");
     lookup(&kubectl, "a", name, &[&ip]);
-    eventually(PATIENCE, || get(&kubectl, "one", "http://web/"));
+    for url in [format!("http://{ip}/"), "http://web/".to_owned()] {
+        eventually(PATIENCE, || get(&kubectl, "one", &url));
+    }
 }
 
 fn traffic_stays_on_the_node_and_nodes_tell() {
