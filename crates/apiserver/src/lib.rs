@@ -26,6 +26,7 @@ mod object;
 mod openapi;
 mod openapi_v2;
 mod proxy;
+mod quota;
 mod rbac;
 mod registry;
 mod render;

@@ -32,6 +32,7 @@ use crate::{
     metrics::Metrics,
     openapi::OpenApi,
     proxy::{self, Backends},
+    quota,
     rbac::{self, Authorizer},
     registry::{
         Registry,
@@ -96,6 +97,7 @@ impl ApiServer {
                 registry,
                 store: config.store,
                 services: ServiceAddresses::new(config.service_range),
+                quotas: Arc::default(),
             },
             authorizer,
             backends: Backends::new(config.kubelet_client),
@@ -109,6 +111,7 @@ impl ApiServer {
         });
         bootstrap::run(&server.engine, config.advertise).await?;
         tokio::spawn(custom::controller::run(Arc::downgrade(&server)));
+        tokio::spawn(quota::run(Arc::downgrade(&server), server.engine.quotas.clone()));
         server.ready.store(true, std::sync::atomic::Ordering::Release);
         Ok(server)
     }

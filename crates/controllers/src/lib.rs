@@ -16,6 +16,7 @@ mod ephemeralvolume;
 mod expectations;
 mod garbagecollector;
 mod history;
+mod horizontalpodautoscaler;
 mod job;
 mod localvolumes;
 mod namespace;
@@ -100,6 +101,7 @@ pub async fn run(config: Config, informers: Informers) {
     controllers.spawn(disruption::run(informers.clone()));
     controllers.spawn(cronjob::run(informers.clone()));
     controllers.spawn(ttlafterfinished::run(informers.clone()));
+    controllers.spawn(horizontalpodautoscaler::run(informers.clone()));
     controllers.spawn(endpointslice::run(informers.clone()));
     controllers.spawn(endpoints::run(informers.clone()));
     controllers.spawn(namespace::run(informers.clone()));

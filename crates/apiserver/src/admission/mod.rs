@@ -3,6 +3,7 @@
 //! Each plugin is one file with one function. They run in upstream's order; a plugin says itself what it is for.
 
 mod default_ingress_class;
+mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
 mod pod_defaults;
@@ -48,7 +49,7 @@ impl Attributes<'_> {
     }
 
     /// 403 from a plugin.
-    fn refuse(&self, why: impl std::fmt::Display) -> Status {
+    pub fn refuse(&self, why: impl std::fmt::Display) -> Status {
         Status::forbidden(self.resource.group, self.resource.plural, &self.name, why)
     }
 }
@@ -65,6 +66,7 @@ impl Admission {
     pub async fn mutate(&self, a: &Attributes<'_>, value: &mut Value, old: Option<&Value>) -> Result<(), Status> {
         namespace_lifecycle::admit(self, a).await?;
         if a.creates("", "pods") {
+            limit_ranger::default(self, a, value).await?;
             service_account::admit(self, a, value).await?;
             pod_defaults::priority(self, a, value).await?;
             pod_defaults::tolerations(value);
@@ -86,6 +88,7 @@ impl Admission {
         namespace_lifecycle::protect(a)?;
         node_restriction::admit(a, value, old)?;
         rbac_escalation::admit(self, a, value, old)?;
+        limit_ranger::validate(self, a, value, old).await?;
         storage::resize(self, a, value, old).await?;
         policy::admit(self, a, value, old).await
     }

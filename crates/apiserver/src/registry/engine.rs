@@ -16,6 +16,7 @@ use crate::{
     auth::User,
     cache::CacheError,
     object::{Object, encode, meta_mut, meta_str, take_revision, with_revision},
+    quota::{self, Charge, Quotas},
     request::{ListOptions, WriteOptions},
     services::ServiceAddresses,
 };
@@ -79,6 +80,7 @@ pub struct Engine {
     pub store: Arc<dyn Store>,
     pub admission: Admission,
     pub services: ServiceAddresses,
+    pub quotas: Arc<Quotas>,
 }
 
 /// A store's failure as clients see it.
@@ -176,6 +178,7 @@ impl Engine {
             return Err(Status::invalid_object(kind, &name, &faults.0));
         }
         self.admission.validate(&attributes(&name), &value, None).await?;
+        let charge = quota::charge(self, &attributes(&name), &value, None).await?;
 
         let key = resource.key(namespace, &name);
         in_stored_version(kind, &mut value);
@@ -195,6 +198,8 @@ impl Engine {
             return Err(status);
         }
         reservation.keep();
+        keep(charge);
+        self.quotas.wrote(self, kind, namespace, &Value::Null, &value);
         written(&stored, response.revision)
     }
 
@@ -240,7 +245,7 @@ impl Engine {
                     invalid_uid(&old.key, old.revision, uid, &old.uid),
                 ));
             }
-            let reservation =
+            let (reservation, charge) =
                 self.prepare_update(cx, resource, namespace, name, part, subresource, &mut new, &old_value).await?;
             in_stored_version(kind, &mut new);
             if new == old_value {
@@ -262,9 +267,12 @@ impl Engine {
             match response.outcome {
                 TxnOutcome::Succeeded(_) => {
                     reservation.keep();
+                    keep(charge);
                     if gone {
                         self.services.release(kind, &old_value);
                     }
+                    let now = if gone { &Value::Null } else { &new };
+                    self.quotas.wrote(self, kind, namespace, &old_value, now);
                     return written(&stored, response.revision);
                 }
                 TxnOutcome::Failed(current) => {
@@ -297,7 +305,7 @@ impl Engine {
         subresource: &str,
         new: &mut Value,
         old: &Value,
-    ) -> Result<crate::services::Reservation, Status> {
+    ) -> Result<(crate::services::Reservation, Option<Charge>), Status> {
         let (kind, strategy) = (resource.kind, resource.strategy);
         let version = resource.version_of(new);
         let own_status = version.as_ref().is_none_or(|v| v.has_status);
@@ -376,7 +384,8 @@ impl Engine {
             return Err(Status::invalid_object(kind, name, &faults.0));
         }
         self.admission.validate(&attributes, new, Some(old)).await?;
-        Ok(reservation)
+        let charge = quota::charge(self, &attributes, new, Some(old)).await?;
+        Ok((reservation, charge))
     }
 
     /// Deletes an object, or marks it as to be deleted.
@@ -443,6 +452,7 @@ impl Engine {
                 }
                 TxnOutcome::Succeeded(_) => {
                     self.services.release(kind, &old_value);
+                    self.quotas.wrote(self, kind, namespace, &old_value, &Value::Null);
                     if shows_last_state(kind.kind) {
                         return Ok(Deleted::Last(written(&stored, response.revision)?.bytes));
                     }
@@ -481,6 +491,13 @@ fn written(stored: &Bytes, revision: Revision) -> Result<Written, Status> {
         with_revision(stored, revision).ok_or_else(|| Status::internal("object without metadata"))?
     };
     Ok(Written { bytes })
+}
+
+/// The write came about that was charged.
+fn keep(charge: Option<Charge>) {
+    if let Some(charge) = charge {
+        charge.keep();
+    }
 }
 
 /// 404 for an object of this resource.

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod api;
+mod autoscaling;
 mod clusters;
 mod crashes;
 mod extension;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
                 services::TESTS,
                 ingress::TESTS,
                 storage::TESTS,
+                autoscaling::TESTS,
                 scheduling::TESTS,
                 crashes::TESTS,
                 clusters::TESTS,

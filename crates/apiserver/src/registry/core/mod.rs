@@ -3,6 +3,7 @@
 pub(crate) mod configmap;
 pub(crate) mod endpoints;
 pub(crate) mod event;
+pub(crate) mod limitrange;
 pub(crate) mod namespace;
 pub(crate) mod node;
 pub(crate) mod persistentvolume;
@@ -10,6 +11,7 @@ pub(crate) mod persistentvolumeclaim;
 pub(crate) mod pod;
 pub(crate) mod pod_spec;
 pub(crate) mod replicationcontroller;
+pub(crate) mod resourcequota;
 pub(crate) mod secret;
 pub(crate) mod service;
 pub(crate) mod serviceaccount;
