@@ -11,6 +11,7 @@ mod openapi;
 mod patches;
 mod pods;
 mod policies;
+mod quotas;
 mod services;
 mod shapes;
 mod watches;
