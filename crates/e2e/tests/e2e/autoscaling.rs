@@ -121,7 +121,8 @@ spec:
     described.prints(&["SuccessfulRescale", "above target", "ScalingActive", "AbleToScale", "ScalingLimited"]);
     // The load goes, and so do the pods.
     kubectl.run(&["rollout", "status", "deployment/load", "--timeout=60s"]).ok();
-    kubectl.apply(&deployment("load", 3, IDLE).replace("  replicas: 3\n", ""));
+    let patch = r#"[{"op":"replace","path":"/spec/template/spec/containers/0/command/2","value":"sleep 100000"}]"#;
+    kubectl.run(&["patch", "deployment", "load", "--type=json", "-p", patch]).ok();
     kubectl.run(&["rollout", "status", "deployment/load", "--timeout=60s"]).ok();
     replicas("1");
     eventually(PATIENCE, || {
