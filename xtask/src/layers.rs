@@ -33,6 +33,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "skiff-proxy",
             "skiff-dns",
             "skiff-ingress",
+            "skiff-etcd",
             "skiff-cluster",
         ],
     ),
@@ -43,7 +44,8 @@ const LAYERS: [(&str, &[&str]); 6] = [
 const FRIENDS: [(&str, &[&str]); 1] =
     [("skiff-runtime", &["skiff-cri", "skiff-images", "skiff-streaming", "skiff-network"])];
 /// Who may open the store besides the program that wires everything.
-const STORE_USERS: [&str; 3] = ["skiff-apiserver", "skiff", "skiff-store"];
+/// skiff-etcd is the store's own port, for clients outside of the cluster.
+const STORE_USERS: [&str; 4] = ["skiff-apiserver", "skiff", "skiff-store", "skiff-etcd"];
 
 /// The dependencies of each of our crates on others of ours; those of tests too.
 fn dependencies(include_tests: bool) -> BTreeMap<String, Vec<String>> {

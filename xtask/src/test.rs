@@ -76,6 +76,7 @@ fn unit() -> Result<()> {
 fn e2e(filter: Option<&str>) -> Result<()> {
     tools::programs()?;
     tools::kubectls()?;
+    tools::etcdctl()?;
     images::all()?;
     shell::run(&mut shell::cargo(&["build", "--quiet", "--workspace", "--bins", "--tests"]))?;
     let mut tests = shell::cargo(&["test", "--quiet", "--workspace", "--test", "e2e", "--"]);

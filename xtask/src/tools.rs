@@ -20,6 +20,7 @@ const PROGRAMS: [(&str, &str); 6] = [
 ];
 /// The kubectl versions that the tests run, and the Debian suite that has each.
 const KUBECTLS: [(&str, &str); 2] = [("1.36", "sid"), ("1.32", "trixie")];
+const ETCD_SUITE: &str = "trixie";
 const CARGO_DENY: &str = "0.20.2";
 
 /// Installs packages for the programs that are missing.
@@ -59,6 +60,15 @@ pub(crate) fn kubectls() -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Puts Debian's etcdctl to `target/tools/etcdctl`.
+pub(crate) fn etcdctl() -> Result<()> {
+    tool("etcdctl", |path| {
+        println!("fetching etcdctl of Debian {ETCD_SUITE}");
+        from_package(ETCD_SUITE, "etcd-client", "usr/bin/etcdctl", path)
+    })
+    .map(drop)
 }
 
 /// cargo-deny, which takes minutes to build; the machine's own is taken if there is one.

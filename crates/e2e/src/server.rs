@@ -15,6 +15,7 @@ use crate::{Home, Kubectl, Version, eventually};
 pub struct Server {
     pub home: Home,
     pub port: u16,
+    flags: Vec<String>,
     child: Child,
 }
 
@@ -28,19 +29,27 @@ impl Server {
     /// Starts one in a home that was prepared.
     #[track_caller]
     pub fn start_in(home: Home) -> Self {
+        Self::start_with(home, &[])
+    }
+
+    /// Starts one with further flags.
+    #[track_caller]
+    pub fn start_with(home: Home, flags: &[&str]) -> Self {
         // The namespace is the tests' own, so a port that was free just now still is.
         let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
-        let child = Self::spawn(&home, port);
-        let server = Self { home, port, child };
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let child = Self::spawn(&home, port, &flags);
+        let server = Self { home, port, flags, child };
         server.wait_until_ready();
         server
     }
 
-    fn spawn(home: &Home, port: u16) -> Child {
+    fn spawn(home: &Home, port: u16, flags: &[String]) -> Child {
         let log = File::options().create(true).append(true).open(home.dir.join("server.log")).expect("a file");
         let mut command =
             home.command(&["server", "--bind-address", "127.0.0.1", "--port", &port.to_string(), "--data-dir"]);
-        command.arg(home.dir.join("data")).stdin(Stdio::null());
+        // Several servers share the namespace, and none of these is for etcd's clients.
+        command.arg(home.dir.join("data")).args(["--etcd-port", "0"]).args(flags).stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a file")).stderr(log).spawn().expect("skiff runs")
     }
 
@@ -59,7 +68,7 @@ impl Server {
     pub fn kill_and_restart(&mut self) {
         self.child.kill().expect("a child of ours");
         self.child.wait().expect("a child of ours");
-        self.child = Self::spawn(&self.home, self.port);
+        self.child = Self::spawn(&self.home, self.port, &self.flags);
         self.wait_until_ready();
     }
 

@@ -29,7 +29,7 @@ pub(crate) struct Certificates {
 impl Certificates {
     /// Loads what is there and makes the rest. `names` and `addresses` are those of the API server.
     pub(crate) fn load_or_create(dir: &Path, names: &[String], addresses: &[IpAddr]) -> Result<Certificates> {
-        let authority = authority(dir)?;
+        let authority = authority(dir, "kubernetes")?;
         let client = |common_name, organization| Request {
             common_name,
             organization,
@@ -90,13 +90,14 @@ impl Certificates {
     }
 }
 
-fn authority(dir: &Path) -> Result<Authority> {
+/// The authority in a directory, made at the first start.
+pub(crate) fn authority(dir: &Path, name: &str) -> Result<Authority> {
     let (certificate, key) = (dir.join("ca.crt"), dir.join("ca.key"));
     if let (Some(certificate_pem), Some(key_pem)) = (skiff_pki::read(&certificate)?, skiff_pki::read(&key)?) {
         return Authority::load(&Pair { certificate_pem, key_pem })
             .with_context(|| format!("cannot use the certificate authority in {}", dir.display()));
     }
-    let (authority, pair) = Authority::generate("kubernetes")?;
+    let (authority, pair) = Authority::generate(name)?;
     skiff_pki::write_private(&key, &pair.key_pem)?;
     skiff_pki::write_public(&certificate, &pair.certificate_pem)?;
     Ok(authority)

@@ -44,6 +44,7 @@ pub(crate) struct Options {
 /// A control plane that serves.
 pub(crate) struct ControlPlane {
     pub(crate) server: Arc<ApiServer>,
+    pub(crate) store: Arc<Embedded>,
     pub(crate) tls: Arc<rustls::ServerConfig>,
     pub(crate) certificates: Certificates,
     data_dir: PathBuf,
@@ -106,7 +107,13 @@ pub(crate) async fn start(options: Options) -> Result<ControlPlane> {
         let client = client(&server, "system:kube-controller-manager", &[], "bootstrap-token");
         ensure_bootstrap_token(client, token).await?;
     }
-    Ok(ControlPlane { server, tls: certificates.server_tls()?, certificates, data_dir: options.data_dir })
+    Ok(ControlPlane {
+        server,
+        store: embedded,
+        tls: certificates.server_tls()?,
+        certificates,
+        data_dir: options.data_dir,
+    })
 }
 
 /// What `kubectl get componentstatuses` says. Upstream asks the components' own ports, and says so when nobody is there.

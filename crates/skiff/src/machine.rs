@@ -22,7 +22,7 @@ pub(crate) struct Machine<'a> {
 }
 
 /// The machine's own name, as a node is called.
-fn host_name() -> Result<String> {
+pub(crate) fn host_name() -> Result<String> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read the machine's name")?;
     Ok(name.trim().to_ascii_lowercase())
 }

@@ -5,6 +5,7 @@ mod certificates;
 mod cmd;
 mod components;
 mod control_plane;
+mod etcd;
 mod join;
 mod machine;
 mod node;
@@ -48,6 +49,9 @@ enum Command {
     /// Images on the nodes of a cluster
     #[command(subcommand)]
     Image(cmd::image::ImageCommand),
+    /// A cluster's state from a backup
+    #[command(subcommand)]
+    Snapshot(cmd::snapshot::SnapshotCommand),
 }
 
 fn main() -> ExitCode {
@@ -85,5 +89,6 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Hello => cmd::hello::run(),
         Command::Cluster(command) => cmd::cluster::run(command),
         Command::Image(command) => cmd::image::run(command),
+        Command::Snapshot(command) => cmd::snapshot::run(command),
     }
 }

@@ -6,7 +6,9 @@
 mod api;
 mod autoscaling;
 mod clusters;
+mod components;
 mod crashes;
+mod etcd;
 mod extension;
 mod faults;
 mod guides;
@@ -56,6 +58,8 @@ fn main() -> ExitCode {
                 api::TESTS,
                 faults::TESTS,
                 node_failures::TESTS,
+                components::TESTS,
+                etcd::TESTS,
                 extension::TESTS,
             ]
             .concat();

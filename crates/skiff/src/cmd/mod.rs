@@ -10,6 +10,7 @@ pub(crate) mod ingress;
 pub(crate) mod kind;
 pub(crate) mod server;
 pub(crate) mod settings;
+pub(crate) mod snapshot;
 pub(crate) mod table;
 
 use std::io::Write as _;

@@ -23,6 +23,7 @@ use crate::{
     addons,
     components::Components,
     control_plane::{self, ControlPlane, Options, client},
+    etcd,
     machine::{self, Machine},
     node,
 };
@@ -54,6 +55,9 @@ pub(crate) struct Args {
     /// Range of the pods' addresses
     #[arg(long, default_value = "10.244.0.0/16")]
     pod_cidr: String,
+    /// Port of the etcd API; 0: none
+    #[arg(long, default_value_t = etcd::PORT)]
+    etcd_port: u16,
     /// Components that are not to run here: scheduler,controller-manager,kubelet,proxy,dns
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     disable: Vec<Component>,
@@ -67,7 +71,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let runtime = super::runtime()?;
     runtime.block_on(async {
         match &args.node_config {
-            Some(path) => in_node(&super::read_node_config(path)?, None).await,
+            Some(path) => in_node(&super::read_node_config(path)?, None, etcd::PORT).await,
             None => on_machine(args).await,
         }
     })
@@ -92,12 +96,12 @@ async fn on_machine(args: Args) -> Result<()> {
         };
         let server = ServerConfig { host_address: Ipv4Addr::LOCALHOST, host_port: args.port, fabric_port: args.port };
         let config = machine.node_config(Some(server), None)?;
-        return in_node(&config, Some(args.bind_address)).await;
+        return in_node(&config, Some(args.bind_address), args.etcd_port).await;
     }
     let listener = tokio::net::TcpListener::bind((args.bind_address, args.port))
         .await
         .with_context(|| format!("cannot listen on {}:{}", args.bind_address, args.port))?;
-    let components = Components::default();
+    let (components, data_dir) = (Components::default(), args.data_dir.clone());
     let control_plane = control_plane::start(Options {
         data_dir: args.data_dir,
         node_ip: if args.bind_address.is_unspecified() { Ipv4Addr::LOCALHOST } else { args.bind_address },
@@ -112,13 +116,16 @@ async fn on_machine(args: Args) -> Result<()> {
     .await?;
     tokio::spawn(control_plane.server.clone().serve(listener, control_plane.tls.clone()));
     control_plane.write_kubeconfig(args.port)?;
+    let name = machine::host_name()?;
+    etcd::Setup { data_dir, name, addresses: vec![Ipv4Addr::LOCALHOST], port: args.etcd_port }
+        .start(control_plane.store.clone());
     tracing::info!(port = args.port, "the API is served");
     super::until_told_to_end().await
 }
 
 /// The control plane of a cluster and its node. `bind`: on a machine, where the API is served; in a sandbox it is on
 /// the host's loopback and in the whole node.
-async fn in_node(config: &NodeConfig, bind: Option<Ipv4Addr>) -> Result<()> {
+async fn in_node(config: &NodeConfig, bind: Option<Ipv4Addr>, etcd_port: u16) -> Result<()> {
     let server = config.server.as_ref().context("the node's configuration says nothing of an API server")?;
     let components = Components::default();
     let control_plane = control_plane::start(Options {
@@ -135,6 +142,13 @@ async fn in_node(config: &NodeConfig, bind: Option<Ipv4Addr>) -> Result<()> {
     .await?;
     serve(config, server, bind, &control_plane, &components)?;
     control_plane.write_kubeconfig(server.host_port)?;
+    let etcd = etcd::Setup {
+        data_dir: config.data_dir.clone(),
+        name: config.node_name.clone(),
+        addresses: vec![Ipv4Addr::LOCALHOST, config.node_ip],
+        port: etcd_port,
+    };
+    etcd.start(control_plane.store.clone());
     tracing::info!(port = server.host_port, "the API is served");
 
     let addons = client(&control_plane.server, "system:kube-controller-manager", &[], "addon-manager");

@@ -179,6 +179,11 @@ impl Embedded {
         blocking(move || load(&shared.engine, shared.compacted()).map(drop)).await
     }
 
+    /// The leases that there are, with their times to live.
+    pub fn leases(&self) -> Result<Vec<(LeaseId, Duration)>> {
+        self.noting_errors(self.shared.engine.read(|log| Ok(log.leases()?.into_iter().collect())))
+    }
+
     async fn request<T>(&self, request: impl FnOnce(oneshot::Sender<Result<T>>) -> Request) -> Result<T> {
         let (answer, answered) = oneshot::channel();
         let gone = || self.gone();

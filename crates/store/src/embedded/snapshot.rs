@@ -29,9 +29,9 @@ use super::{
     Embedded, Options, Shared, blocking,
     disk::{FileMedium, Medium, mark_path},
     engine::{Engine, Fault},
-    record::{Position, Record},
+    record::{MAX_KEY_BYTES, MAX_SUB, Position, Record},
 };
-use crate::{Error, LeaseId, Result, Revision};
+use crate::{Error, KeyValue, LeaseId, Result, Revision};
 
 const MAGIC: &[u8; 8] = b"skiffsnp";
 const FORMAT: u32 = 1;
@@ -154,25 +154,80 @@ pub fn restore(snapshot: impl AsRef<Path>, store: impl AsRef<Path>, bump: u64) -
         return Err(invalid(format!("there is a store at {}; move it away first", store.display())));
     }
     let info = inspect(snapshot)?;
+    place(&medium, store, Revision(info.revision.0 + bump), |each| walk(snapshot, each).map(drop))?;
+    Ok(info)
+}
+
+/// Makes a new store at `store`, which begins at `revision`, of what some other store held; nothing may be there.
+///
+/// Errors: as [`restore`]; `TooLarge` for a key that no store takes.
+pub fn create(
+    store: impl AsRef<Path>,
+    revision: Revision,
+    leases: Vec<(LeaseId, Duration)>,
+    mut kvs: Vec<KeyValue>,
+) -> Result<()> {
+    let store = store.as_ref();
+    let medium = FileMedium::open(store)?;
+    if store.exists() {
+        return Err(invalid(format!("there is a store at {}; move it away first", store.display())));
+    }
+    kvs.sort_by(|a, b| (a.mod_revision, &a.key).cmp(&(b.mod_revision, &b.key)));
+    place(&medium, store, revision, |each| {
+        for (id, ttl) in leases {
+            each(Entry::Lease(id, ttl))?;
+        }
+        let (mut last, mut sub) = (Revision::ZERO, 0);
+        for kv in kvs {
+            sub = if kv.mod_revision == last { sub + 1 } else { 0 };
+            last = kv.mod_revision;
+            if kv.key.len() > MAX_KEY_BYTES || sub >= MAX_SUB {
+                let (what, size) = ("size of the key or of its transaction", kv.key.len().max(sub));
+                return Err(Error::TooLarge { what, size, limit: MAX_KEY_BYTES, key: Some(kv.key.to_string()) });
+            }
+            let record = Record {
+                key: kv.key,
+                create_revision: kv.create_revision,
+                version: kv.version,
+                lease: kv.lease,
+                value: Some(kv.value),
+                last: true,
+            };
+            each(Entry::Record(Position::new(last, sub), record))?;
+        }
+        Ok(())
+    })
+}
+
+/// Fills a store beside its place and puts it there, whole or not at all.
+fn place(
+    medium: &FileMedium,
+    store: &Path,
+    revision: Revision,
+    entries: impl FnOnce(&mut dyn FnMut(Entry) -> Result<()>) -> Result<()>,
+) -> Result<()> {
     let mut part = store.as_os_str().to_owned();
     part.push(".part");
     let part = PathBuf::from(part);
     let _ = fs::remove_file(&part);
-    let filled = fill(snapshot, &part, Revision(info.revision.0 + bump));
+    let filled = fill(&part, revision, entries);
     let _ = fs::remove_file(mark_path(&part));
     let _ = fs::remove_file(super::disk::lock_path(&part));
     let placed = filled.and_then(|()| {
-        medium.set_mark(Revision(info.revision.0 + bump));
+        medium.set_mark(revision);
         fs::rename(&part, store).and_then(|()| sync_dir(store)).map_err(|error| io_error(store, &error))
     });
-    if let Err(error) = placed {
+    if placed.is_err() {
         let _ = fs::remove_file(&part);
-        return Err(error);
     }
-    Ok(info)
+    placed
 }
 
-fn fill(snapshot: &Path, path: &Path, revision: Revision) -> Result<()> {
+fn fill(
+    path: &Path,
+    revision: Revision,
+    entries: impl FnOnce(&mut dyn FnMut(Entry) -> Result<()>) -> Result<()>,
+) -> Result<()> {
     let engine = Engine::open(Box::new(FileMedium::open(path)?), Options::default().cache_bytes)?;
     let mut waiting = Vec::new();
     let flush = |waiting: &mut Vec<Entry>| {
@@ -186,7 +241,7 @@ fn fill(snapshot: &Path, path: &Path, revision: Revision) -> Result<()> {
             Ok(true)
         })
     };
-    walk(snapshot, |entry| {
+    entries(&mut |entry| {
         waiting.push(entry);
         if waiting.len() < RESTORE_STEP { Ok(()) } else { flush(&mut waiting) }
     })?;
