@@ -2,6 +2,7 @@
 //! claim; `cargo xtask guides` runs them all.
 
 mod clusters;
+mod commands;
 mod fastapi;
 mod hello;
 mod three_tier;
@@ -14,7 +15,7 @@ use crate::runner::Test;
 
 /// The tests of all guides.
 pub(crate) fn tests() -> Vec<Test> {
-    [hello::TESTS, fastapi::TESTS, clusters::TESTS, three_tier::TESTS].concat()
+    [hello::TESTS, fastapi::TESTS, clusters::TESTS, commands::TESTS, three_tier::TESTS].concat()
 }
 
 /// Programs with interpreters, and databases that are made anew, on two shared cores.
