@@ -668,14 +668,17 @@ fn validate_node_affinity(spec: &Value, at: &str, faults: &mut Faults) {
 pub(crate) fn validate_template(template: &Value, selector: &Value, faults: &mut Faults) {
     let at = "spec.template";
     meta::labels(&template["metadata"]["labels"], &format!("{at}.metadata.labels"), faults);
-    let parsed = skiff_api::selector::LabelSelector::from_value(selector);
-    match parsed {
-        Ok(s) if !s.is_empty() && !s.matches_value(template["metadata"].get("labels")) => {
-            let labels = template["metadata"]["labels"].clone();
-            let labels = if labels.is_null() { json!({}) } else { labels };
-            faults.invalid(format!("{at}.metadata.labels"), labels, "`selector` does not match template `labels`");
-        }
-        _ => {}
+    // A selector that is left out matches nothing, not even these.
+    let matches = match skiff_api::selector::LabelSelector::from_value(selector) {
+        _ if selector.is_null() => false,
+        Ok(s) => s.is_empty() || s.matches_value(template["metadata"].get("labels")),
+        // Reported where selectors are validated.
+        Err(_) => true,
+    };
+    if !matches {
+        let labels = template["metadata"]["labels"].clone();
+        let labels = if labels.is_null() { json!({}) } else { labels };
+        faults.invalid(format!("{at}.metadata.labels"), labels, "`selector` does not match template `labels`");
     }
     validate(&template["spec"], &format!("{at}.spec"), faults);
 }

@@ -6,7 +6,7 @@ use skiff_api::{
     validation::{Faults, FieldError},
 };
 
-use super::{default_field, each};
+use super::{default_field, each, object_mut};
 use crate::{
     registry::{
         meta,
@@ -52,10 +52,7 @@ fn is_external_name(o: &Value) -> bool {
 }
 
 fn defaults(o: &mut Value) {
-    let spec = &mut o["spec"];
-    if !spec.is_object() {
-        return;
-    }
+    let spec = object_mut(o, "spec");
     default_field(spec, "type", "ClusterIP");
     default_field(spec, "sessionAffinity", "None");
     if spec["sessionAffinity"] == "ClientIP" && spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"].is_null() {

@@ -5,6 +5,7 @@ mod clusters;
 mod commands;
 mod fastapi;
 mod hello;
+mod manifests;
 mod three_tier;
 
 use std::{path::PathBuf, time::Duration};
@@ -15,7 +16,7 @@ use crate::runner::Test;
 
 /// The tests of all guides.
 pub(crate) fn tests() -> Vec<Test> {
-    [hello::TESTS, fastapi::TESTS, clusters::TESTS, commands::TESTS, three_tier::TESTS].concat()
+    [hello::TESTS, fastapi::TESTS, clusters::TESTS, commands::TESTS, manifests::TESTS, three_tier::TESTS].concat()
 }
 
 /// Programs with interpreters, and databases that are made anew, on two shared cores.
