@@ -7,6 +7,7 @@ mod apt;
 mod bench;
 #[cfg(test)]
 mod conformance;
+mod guides;
 mod images;
 #[cfg(test)]
 mod layers;
@@ -28,6 +29,8 @@ enum Xtask {
     Lint,
     /// Build the images that the tests run, from Debian's packages
     Images(images::Args),
+    /// Run everything that docs/guides.md says the guides show
+    Guides,
     /// Measure the figures of docs/performance.md with the release build
     Bench(bench::Args),
 }
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Xtask::Test(args) => test::run(&args),
         Xtask::Lint => lint::run(),
         Xtask::Images(args) => images::run(&args),
+        Xtask::Guides => guides::run(),
         Xtask::Bench(args) => bench::run(&args),
     };
     match done {

@@ -41,7 +41,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Section::Lints => section("lints", lint::clippy)?,
             Section::Licences => section("licences", lint::licences)?,
             Section::Unit => section("unit", unit)?,
-            Section::E2e => section("e2e", || e2e(args.filter.as_deref()))?,
+            Section::E2e => section("e2e", || e2e(&args.filter.iter().map(String::as_str).collect::<Vec<_>>()))?,
         }
     }
     println!("\nAll passed in {:.0} s.", started.elapsed().as_secs_f64());
@@ -73,12 +73,13 @@ fn unit() -> Result<()> {
     ]))
 }
 
-fn e2e(filter: Option<&str>) -> Result<()> {
+/// The end-to-end tests with one of these in their names; all if none is given.
+pub(crate) fn e2e(filters: &[&str]) -> Result<()> {
     tools::programs()?;
     tools::kubectls()?;
     tools::etcdctl()?;
     images::all()?;
     shell::run(&mut shell::cargo(&["build", "--quiet", "--workspace", "--bins", "--tests"]))?;
     let mut tests = shell::cargo(&["test", "--quiet", "--workspace", "--test", "e2e", "--"]);
-    shell::run(tests.args(filter))
+    shell::run(tests.args(filters))
 }
