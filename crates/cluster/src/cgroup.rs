@@ -11,7 +11,7 @@ use std::{
 
 use nix::mount::{MsFlags, mount};
 
-use crate::{Error, Result};
+use crate::{Error, Home, Result};
 
 /// One mounted hierarchy of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,8 +59,20 @@ pub(crate) fn hierarchies() -> Result<Vec<Hierarchy>> {
 }
 
 /// The node's cgroup below each hierarchy.
-pub(crate) fn node_cgroup(cluster: &str, node: &str) -> PathBuf {
-    Path::new("skiff").join(cluster).join(node)
+pub(crate) fn node_cgroup(home: &Home, cluster: &str, node: &str) -> PathBuf {
+    cluster_cgroup(home, cluster).join(node)
+}
+
+/// Clusters of the same name in other homes have others: cgroups are the machine's.
+fn cluster_cgroup(home: &Home, cluster: &str) -> PathBuf {
+    // FNV-1a: all that matters is that it stays the same.
+    let hash = home
+        .state
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+    Path::new("skiff").join(format!("{cluster}-{:08x}", hash >> 32))
 }
 
 /// Creates the cgroup in every hierarchy and puts the calling process into it.
@@ -190,9 +202,9 @@ pub(crate) fn remove(hierarchies: &[Hierarchy], cgroup: &Path, patience: Duratio
 }
 
 /// Removes cgroups that no cluster uses any more; those in use are refused by the kernel.
-pub(crate) fn remove_parents(hierarchies: &[Hierarchy], cluster: &str) {
+pub(crate) fn remove_parents(hierarchies: &[Hierarchy], home: &Home, cluster: &str) {
     for hierarchy in hierarchies {
-        for parent in [Path::new("skiff").join(cluster), PathBuf::from("skiff")] {
+        for parent in [cluster_cgroup(home, cluster), PathBuf::from("skiff")] {
             // Another cluster in it is the normal case.
             let _ = fs::remove_dir(hierarchy.path.join(parent));
         }
@@ -215,6 +227,15 @@ fn remove_tree(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clusters_of_other_homes_have_other_cgroups() {
+        let home = |path: &str| Home::below(Path::new(path), PathBuf::new()).unwrap();
+        let of = |path: &str| node_cgroup(&home(path), "dev", "dev-worker");
+        assert_eq!(of("/a"), of("/a"));
+        assert_ne!(of("/a"), of("/b"));
+        assert!(of("/a").starts_with("skiff") && of("/a").ends_with("dev-worker"));
+    }
 
     #[test]
     fn hierarchies_are_read_from_mountinfo() {

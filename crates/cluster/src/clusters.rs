@@ -168,7 +168,7 @@ impl Clusters {
         }
         result?;
         fabric::remove(&self.home, record).map_err(Error::network(&record.name))?;
-        cgroup::remove_parents(&cgroup::hierarchies()?, &record.name);
+        cgroup::remove_parents(&cgroup::hierarchies()?, &self.home, &record.name);
         Ok(())
     }
 

@@ -79,7 +79,7 @@ pub(crate) fn start(
 ) -> Result<()> {
     let failed = |message: String| Error::Node { node: node.name.clone(), message };
     // What a node that was not stopped properly has left: its pods' cgroups.
-    let cgroup = cgroup::node_cgroup(&cluster.name, &node.name);
+    let cgroup = cgroup::node_cgroup(home, &cluster.name, &node.name);
     cgroup::remove(&cgroup::hierarchies()?, &cgroup, CGROUP_PATIENCE)?;
     let namespace = fabric::connect_node(fabric, cluster, node).map_err(Error::network(&cluster.name))?;
     let directory = home.node(&cluster.name, &node.name);
@@ -193,7 +193,7 @@ pub(crate) fn stop(home: &Home, cluster: &ClusterRecord, node: &NodeRecord) -> R
         }
         _ => {}
     }
-    let cgroup = cgroup::node_cgroup(&cluster.name, &node.name);
+    let cgroup = cgroup::node_cgroup(home, &cluster.name, &node.name);
     cgroup::remove(&cgroup::hierarchies()?, &cgroup, CGROUP_PATIENCE)
 }
 

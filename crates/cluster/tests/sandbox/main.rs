@@ -182,7 +182,11 @@ fn processes_with(directory: &Path) -> Vec<String> {
 fn cgroups_of(cluster: &str) -> Vec<PathBuf> {
     let mounts = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
     let roots = mounts.chain([PathBuf::from("/sys/fs/cgroup")]);
-    roots.map(|root| root.join("skiff").join(cluster)).filter(|path| path.exists()).collect()
+    let clusters = roots.filter_map(|root| fs::read_dir(root.join("skiff")).ok()).flatten().flatten();
+    let is_of = |path: &PathBuf| {
+        path.is_dir() && path.file_name().unwrap().to_string_lossy().starts_with(&format!("{cluster}-"))
+    };
+    clusters.map(|entry| entry.path()).filter(is_of).collect()
 }
 
 fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
