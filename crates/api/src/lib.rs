@@ -1,5 +1,6 @@
 //! The Kubernetes API as data: kinds, their fields, metadata, selectors, quantities and patches; no I/O.
 
+pub mod apply;
 pub mod cron;
 pub mod decode;
 pub mod fields;
