@@ -25,6 +25,7 @@ mod metrics;
 mod object;
 mod openapi;
 mod openapi_v2;
+mod owners;
 mod proxy;
 mod quota;
 mod rbac;

@@ -363,9 +363,13 @@ fn add_paths(kind: &Kind, paths: &mut Map<String, Value>, needed: &mut BTreeSet<
         ("propagationPolicy", "string"),
     ];
     const ANY: &[&str] = &["*/*"];
-    const PATCHES: &[&str] =
-        &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
-    let patches = if kind.is_custom() { &PATCHES[..2] } else { PATCHES };
+    const PATCHES: &[&str] = &[
+        "application/apply-patch+yaml",
+        "application/json-patch+json",
+        "application/merge-patch+json",
+        "application/strategic-merge-patch+json",
+    ];
+    let patches = if kind.is_custom() { &PATCHES[..3] } else { PATCHES };
     let verbs = kind.verbs();
     let has = |verb: &str| verbs.contains(&verb);
     let collection = if kind.namespaced {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{Method, Uri};
+use http::{HeaderMap, Method, Uri};
 use parking_lot::Mutex;
 use skiff_api::{
     Status,
@@ -10,7 +10,7 @@ use skiff_api::{
     validation::FieldError,
 };
 
-use crate::object::Filter;
+use crate::{object::Filter, owners::Tracking};
 
 /// The request's attributes; authorization and dispatch see only these.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -200,7 +200,11 @@ pub struct WriteOptions {
     pub dry_run: bool,
     pub field_validation: FieldValidation,
     pub warnings: Warnings,
+    pub tracking: Tracking,
 }
+
+/// Longest name of a field manager.
+const MAX_MANAGER_BYTES: usize = 128;
 
 /// What admission has to say to the client beside yes.
 #[derive(Clone, Debug, Default)]
@@ -246,6 +250,36 @@ impl WriteOptions {
         };
         Ok(options)
     }
+
+    /// The options of a write whose owner is tracked: the client names it, or is it by the first part of its user
+    /// agent.
+    pub fn tracked(query: &Query, headers: &HeaderMap) -> Result<WriteOptions, Status> {
+        let mut options = WriteOptions::parse(query)?;
+        let manager = match query.get("fieldManager").filter(|m| !m.is_empty()) {
+            Some(manager) => {
+                check_manager(manager).map_err(bad_option)?;
+                manager.to_owned()
+            }
+            None => {
+                let agent = headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+                let first = agent.split('/').next().unwrap_or_default();
+                first.chars().filter(|c| !c.is_control()).take(MAX_MANAGER_BYTES).collect()
+            }
+        };
+        options.tracking = Tracking::Update(manager);
+        Ok(options)
+    }
+}
+
+/// Checks the name of a field manager.
+pub fn check_manager(manager: &str) -> Result<(), FieldError> {
+    if manager.len() > MAX_MANAGER_BYTES {
+        return Err(FieldError::too_long("fieldManager", MAX_MANAGER_BYTES));
+    }
+    if manager.chars().any(char::is_control) {
+        return Err(FieldError::invalid("fieldManager", manager, "should only contain printable characters"));
+    }
+    Ok(())
 }
 
 /// Options of a list or watch.

@@ -16,12 +16,14 @@ use crate::{
     custom::Version,
     http::{Body, JSON, respond, streamed},
     object::meta_str,
+    owners::{Application, Tracking},
+    rbac,
     registry::{
         Resource,
-        engine::{Context, DeleteOptions, Deleted, Engine, Part, Propagation, cache_status},
+        engine::{Context, DeleteOptions, Deleted, Engine, Part, Propagation, Written, cache_status},
     },
     render::{Accepted, Form, Renderer, encoded, warn},
-    request::{FieldValidation, ListOptions, Query, RequestInfo, WriteOptions},
+    request::{FieldValidation, ListOptions, Query, RequestInfo, WriteOptions, check_manager},
 };
 
 /// A request for a resource after authentication and authorization.
@@ -59,6 +61,11 @@ impl Asked<'_> {
         decode_object(self.kind, self.media_type(), &self.body, validation, self.version.as_deref())
     }
 
+    /// The options of a write; what it changes belongs to whoever asks.
+    pub fn write_options(&self) -> Result<WriteOptions, Status> {
+        WriteOptions::tracked(self.query, self.headers)
+    }
+
     /// What users of a deprecated version are told.
     fn deprecation(&self) -> Vec<String> {
         self.version.as_ref().map(|v| v.warnings()).unwrap_or_default()
@@ -71,13 +78,19 @@ impl Asked<'_> {
     }
 }
 
+const YAML: &str = "application/yaml";
+/// How often an apply is tried while others create and delete the object.
+const MAX_APPLY_ATTEMPTS: usize = 5;
+
 /// Media types of objects in requests.
 const OBJECT_TYPES: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
-const CUSTOM_PATCH_TYPES: &[&str] = &["application/json-patch+json", "application/merge-patch+json"];
+const CUSTOM_PATCH_TYPES: &[&str] = &["application/json-patch+json", "application/merge-patch+json", APPLY];
 /// Custom kinds have no protobuf form.
 const CUSTOM_TYPES: &[&str] = &["application/json", "application/yaml"];
 const PATCH_TYPES: &[&str] =
-    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json", APPLY];
+/// Server-side apply.
+pub const APPLY: &str = "application/apply-patch+yaml";
 
 /// Decodes bytes by their media type. None at all is JSON.
 pub fn decode_bytes(media_type: &str, body: &[u8]) -> Result<decode::Decoded, Status> {
@@ -439,22 +452,28 @@ impl WatchState {
     }
 }
 
+/// A request for a certificate is that of whoever sent it.
+fn name_requester(asked: &Asked<'_>, value: &mut Value) {
+    if asked.kind.kind != "CertificateSigningRequest" {
+        return;
+    }
+    let user = asked.user;
+    value["spec"]["username"] = user.name.clone().into();
+    value["spec"]["groups"] = json!(user.groups);
+    if !user.uid.is_empty() {
+        value["spec"]["uid"] = user.uid.clone().into();
+    }
+    if !user.extra.is_empty() {
+        value["spec"]["extra"] = json!(user.extra);
+    }
+}
+
 pub async fn create(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
-    let options = WriteOptions::parse(asked.query)?;
+    let options = asked.write_options()?;
     let (value, mut warnings) = asked.decoded(options.field_validation)?;
     let mut value = convert::to_stored(asked.kind, value);
     warnings.extend((asked.resource.strategy.warnings)(&value));
-    if asked.kind.kind == "CertificateSigningRequest" {
-        let user = asked.user;
-        value["spec"]["username"] = user.name.clone().into();
-        value["spec"]["groups"] = json!(user.groups);
-        if !user.uid.is_empty() {
-            value["spec"]["uid"] = user.uid.clone().into();
-        }
-        if !user.extra.is_empty() {
-            value["spec"]["extra"] = json!(user.extra);
-        }
-    }
+    name_requester(asked, &mut value);
     let cx = Context { user: asked.user, options: &options };
     let written = engine.create(&cx, asked.resource, asked.namespace(), value).await?;
     let mut response = asked.renderer().object(201, &written.bytes);
@@ -466,7 +485,7 @@ pub async fn create(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>
 
 /// An update of the object or of a subresource that has the object's own kind.
 pub async fn update(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Response<Body>, Status> {
-    let options = WriteOptions::parse(asked.query)?;
+    let options = asked.write_options()?;
     let (value, warnings) = asked.decoded(options.field_validation)?;
     let name = &asked.info.name;
     let given = meta_str(&value, "name");
@@ -541,7 +560,7 @@ pub fn patched(
 ) -> Result<impl Fn(&Value) -> Result<(Value, Vec<String>), Status> + Sync + use<>, Status> {
     // What a strategic merge would go by is known of built-in kinds alone.
     let types = if version.is_some() { CUSTOM_PATCH_TYPES } else { PATCH_TYPES };
-    if !types.contains(&media_type) {
+    if media_type == APPLY || !types.contains(&media_type) {
         return Err(Status::unsupported_media_type(types));
     }
     let decoded = match decode::json(body) {
@@ -598,7 +617,14 @@ pub fn patched(
 }
 
 pub async fn patch(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Response<Body>, Status> {
-    let options = WriteOptions::parse(asked.query)?;
+    if asked.media_type() == APPLY {
+        return apply(engine, asked, part).await;
+    }
+    if asked.query.get("force").is_some() {
+        let fault = FieldError::forbidden("force", "may not be specified for non-apply patch");
+        return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[fault]));
+    }
+    let options = asked.write_options()?;
     let version = asked.version.clone();
     let change = patched(asked.kind, asked.media_type(), &asked.body, options.field_validation, version)?;
     let warnings = parking_lot::Mutex::new(Vec::new());
@@ -622,6 +648,92 @@ pub async fn patch(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Res
     let mut response = asked.renderer().object(200, &written.bytes);
     warn(&mut response, &warnings.into_inner());
     Ok(response)
+}
+
+/// Server-side apply: the body is the configuration of one manager.
+async fn apply(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Response<Body>, Status> {
+    let name = &asked.info.name;
+    let options = WriteOptions::parse(asked.query)?;
+    let (mut config, mut warnings) =
+        decode_object(asked.kind, YAML, &asked.body, options.field_validation, asked.version.as_deref())?;
+    let given = meta_str(&config, "name");
+    if !given.is_empty() && given != name {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({given}) does not match the name on the URL ({name})"
+        )));
+    }
+    crate::object::meta_mut(&mut config).insert("name".into(), name.as_str().into());
+    let config = convert::to_stored(asked.kind, config);
+    warnings.extend((asked.resource.strategy.warnings)(&config));
+    let (written, created) = applied(engine, asked, part, options.clone(), config).await?;
+    let mut response = asked.renderer().object(if created { 201 } else { 200 }, &written.bytes);
+    warn(&mut response, &warnings);
+    warn(&mut response, &asked.deprecation());
+    warn(&mut response, &options.warnings.take());
+    Ok(response)
+}
+
+/// Applies a configuration in the stored version; whether that made the object is returned with it.
+pub async fn applied(
+    engine: &Engine,
+    asked: &Asked<'_>,
+    part: Part,
+    options: WriteOptions,
+    config: Value,
+) -> Result<(Written, bool), Status> {
+    let manager = asked.query.get("fieldManager").unwrap_or_default();
+    let fault = if manager.is_empty() {
+        Err(FieldError::required("fieldManager", "is required for apply patch"))
+    } else {
+        check_manager(manager)
+    };
+    fault.map_err(|fault| Status::invalid("meta.k8s.io", "PatchOptions", "", &[fault]))?;
+    let (name, sub) = (asked.info.name.as_str(), asked.info.subresource.as_str());
+    let kind = asked.resource.kind;
+    let application =
+        Application::new(kind, asked.version.as_deref(), manager, sub, asked.query.flag("force"), config)?;
+    let options = WriteOptions { tracking: Tracking::Applied, ..options };
+    let cx = Context { user: asked.user, options: &options };
+    for _ in 0..MAX_APPLY_ATTEMPTS {
+        let change = |old: &Value| application.apply(old);
+        match engine.update(&cx, asked.resource, asked.namespace(), name, part, sub, &change).await {
+            Err(e) if e.code == 404 && e.reason == "NotFound" && part == Part::Main && sub.is_empty() => {}
+            other => return other.map(|written| (written, false)),
+        }
+        may_create(engine, asked)?;
+        let mut value = application.apply(&Value::Null)?;
+        let uid = meta_str(&value, "uid");
+        if !uid.is_empty() {
+            let why =
+                format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
+            return Err(Status::conflict(kind.group, kind.plural, name, why));
+        }
+        name_requester(asked, &mut value);
+        match engine.create(&cx, asked.resource, asked.namespace(), value).await {
+            // Somebody else was first: it is applied to what is there now.
+            Err(e) if e.reason == "AlreadyExists" => {}
+            other => return other.map(|written| (written, true)),
+        }
+    }
+    Err(Status::modified(kind.group, kind.plural, name))
+}
+
+/// Who applies what is not there needs the right to create it.
+fn may_create(engine: &Engine, asked: &Asked<'_>) -> Result<(), Status> {
+    let (info, authorizer) = (asked.info, &engine.admission.authorizer);
+    let wanted = rbac::Attributes {
+        verb: "create",
+        group: &info.group,
+        resource: &info.resource,
+        name: &info.name,
+        namespace: &info.namespace,
+        path: "",
+        is_resource: true,
+    };
+    match authorizer.allows(asked.user, &wanted) {
+        Some(_) => Ok(()),
+        None => Err(Status::forbidden(&info.group, &info.resource, &info.name, rbac::refusal(asked.user, &wanted))),
+    }
 }
 
 /// The body of a deletion; nothing is no options.

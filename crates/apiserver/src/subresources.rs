@@ -15,7 +15,7 @@ use crate::{
     registry::engine::{Context, Engine, Part},
     render::encoded,
     request::{FieldValidation, WriteOptions},
-    resources::{Asked, decode_bytes, patched},
+    resources::{APPLY, Asked, applied, decode_bytes, patched},
 };
 
 /// The body as an object of a type that is no kind of the table.
@@ -85,7 +85,10 @@ pub async fn scale(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>,
         let object = engine.get(asked.resource, asked.namespace(), &asked.info.name).await?;
         return Ok(encoded(asked.accepted, 200, scale_of(&object.value(), of).to_string().into()));
     }
-    let options = WriteOptions::parse(asked.query)?;
+    if asked.info.verb == "patch" && asked.media_type() == APPLY {
+        return apply_scale(engine, asked, of).await;
+    }
+    let options = asked.write_options()?;
     let media_type = asked.headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let media_type = media_type.split(';').next().unwrap_or_default().to_owned();
     let is_patch = asked.info.verb == "patch";
@@ -140,6 +143,26 @@ pub async fn scale(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>,
     let cx = Context { user: asked.user, options: &options };
     let written =
         engine.update(&cx, asked.resource, asked.namespace(), &asked.info.name, Part::Main, "scale", &change).await?;
+    let value: Value = serde_json::from_slice(&written.bytes).map_err(Status::internal)?;
+    Ok(encoded(asked.accepted, 200, scale_of(&value, of).to_string().into()))
+}
+
+/// Applies a scale: the number of replicas gets its owner.
+async fn apply_scale(engine: &Engine, asked: &Asked<'_>, of: Option<&Scale>) -> Result<Response<Body>, Status> {
+    let mut scale = decode_bytes("application/yaml", &asked.body)?.value;
+    decode::conform(&mut scale, "api.autoscaling.v1.Scale").map_err(|e| Status::bad_request(e.to_string()))?;
+    let kind = asked.resource.kind;
+    let api_version = if of.is_some() { asked.kind.api_version() } else { kind.api_version() };
+    let mut config = json!({"apiVersion": api_version, "kind": kind.kind, "metadata": {"name": asked.info.name}});
+    if let Some(rv) = scale["metadata"]["resourceVersion"].as_str() {
+        config["metadata"]["resourceVersion"] = rv.into();
+    }
+    if let Some(replicas) = scale["spec"]["replicas"].as_i64() {
+        let path = of.map_or("/spec/replicas".to_owned(), |of| of.spec_replicas.replace('.', "/"));
+        set_at(&mut config, &path, replicas.into());
+    }
+    let options = WriteOptions::parse(asked.query)?;
+    let (written, _) = applied(engine, asked, Part::Main, options, config).await?;
     let value: Value = serde_json::from_slice(&written.bytes).map_err(Status::internal)?;
     Ok(encoded(asked.accepted, 200, scale_of(&value, of).to_string().into()))
 }
@@ -293,7 +316,7 @@ pub async fn token(
 
 /// `namespaces/finalize`: changes the finalizers of the spec; without any left, a deleted namespace goes.
 pub async fn finalize(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
-    let options = WriteOptions::parse(asked.query)?;
+    let options = asked.write_options()?;
     let (value, _) = asked.decoded(options.field_validation)?;
     let change = |old: &Value| {
         let mut new = old.clone();
@@ -321,7 +344,7 @@ pub async fn pod_part(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Bod
         let object = engine.get(asked.resource, asked.namespace(), &asked.info.name).await?;
         return Ok(asked.renderer().object(200, &object.bytes));
     }
-    let options = WriteOptions::parse(asked.query)?;
+    let options = asked.write_options()?;
     let media_type = asked.headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let media_type = media_type.split(';').next().unwrap_or_default();
     type Change = Box<dyn Fn(&Value) -> Result<Value, Status> + Sync + Send>;

@@ -98,6 +98,10 @@ impl Version {
         Ok(unknown)
     }
 
+    pub(crate) fn schema(&self) -> &Value {
+        &self.schema
+    }
+
     /// Whether a stored object may lack what this version shows.
     pub(crate) fn completes(&self) -> bool {
         self.has_defaults

@@ -16,6 +16,7 @@ use crate::{
     auth::User,
     cache::CacheError,
     object::{Object, encode, meta_mut, meta_str, take_revision, with_revision},
+    owners,
     quota::{self, Charge, Quotas},
     request::{ListOptions, WriteOptions},
     services::ServiceAddresses,
@@ -130,6 +131,7 @@ impl Engine {
                 "the namespace of the provided object does not match the namespace sent on the request",
             ));
         }
+        let sent = owners::take(&mut value);
         let rv = take_revision(&mut value);
         if rv.is_some_and(|rv| rv != "0") {
             return Err(Status::new(500, "", "resourceVersion should not be set on objects to be created"));
@@ -144,6 +146,15 @@ impl Engine {
         if let Some(version) = &version {
             version.defaults(&mut value);
         }
+        let managed = owners::Write {
+            tracking: &cx.options.tracking,
+            kind,
+            version: version.as_deref(),
+            subresource: "",
+            sent,
+            live: Value::Null,
+        }
+        .managed(&Value::Null, &value);
         let attributes = |name: &str| Attributes {
             user: cx.user,
             operation: Operation::Create,
@@ -182,6 +193,7 @@ impl Engine {
 
         let key = resource.key(namespace, &name);
         in_stored_version(kind, &mut value);
+        owners::put(&mut value, managed);
         let stored: Bytes = encode(&value).into();
         if cx.options.dry_run {
             if self.get(resource, namespace, &name).await.is_ok() {
@@ -221,6 +233,8 @@ impl Engine {
             let mut old_value = old.value();
             let mut new = change(&old_value)?;
             take_revision(&mut old_value);
+            let owned = owners::take(&mut old_value);
+            let sent = owners::take(&mut new);
             let based_on = take_revision(&mut new);
             match &based_on {
                 Some(rv) if *rv != old.revision.0.to_string() => {
@@ -245,15 +259,18 @@ impl Engine {
                     invalid_uid(&old.key, old.revision, uid, &old.uid),
                 ));
             }
-            let (reservation, charge) =
-                self.prepare_update(cx, resource, namespace, name, part, subresource, &mut new, &old_value).await?;
+            let owners = (owned.clone(), sent);
+            let (reservation, charge, managed) = self
+                .prepare_update(cx, resource, namespace, name, part, subresource, &mut new, &old_value, owners)
+                .await?;
             in_stored_version(kind, &mut new);
-            if new == old_value {
+            if new == old_value && managed == owned {
                 return Ok(Written { bytes: old.bytes.clone() });
             }
             let gone = !new["metadata"]["deletionTimestamp"].is_null()
                 && !has_finalizers(&new)
                 && new["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0;
+            owners::put(&mut new, managed);
             let stored: Bytes = encode(&new).into();
             if cx.options.dry_run {
                 return written(&stored, old.revision);
@@ -305,7 +322,8 @@ impl Engine {
         subresource: &str,
         new: &mut Value,
         old: &Value,
-    ) -> Result<(crate::services::Reservation, Option<Charge>), Status> {
+        (live, sent): (Value, Value),
+    ) -> Result<(crate::services::Reservation, Option<Charge>, Value), Status> {
         let (kind, strategy) = (resource.kind, resource.strategy);
         let version = resource.version_of(new);
         let own_status = version.as_ref().is_none_or(|v| v.has_status);
@@ -341,6 +359,15 @@ impl Engine {
         if let Some(version) = &version {
             version.defaults(new);
         }
+        let managed = owners::Write {
+            tracking: &cx.options.tracking,
+            kind,
+            version: version.as_deref(),
+            subresource,
+            sent,
+            live,
+        }
+        .managed(old, new);
         let attributes = Attributes {
             user: cx.user,
             operation: Operation::Update,
@@ -385,7 +412,7 @@ impl Engine {
         }
         self.admission.validate(&attributes, new, Some(old)).await?;
         let charge = quota::charge(self, &attributes, new, Some(old)).await?;
-        Ok((reservation, charge))
+        Ok((reservation, charge, managed))
     }
 
     /// Deletes an object, or marks it as to be deleted.

@@ -35,14 +35,7 @@ fn new_uid() -> String {
 /// Sets what a new object's metadata must have and removes what a client cannot set.
 pub(crate) fn prepare_create(value: &mut Value, namespace: &str) {
     let meta = meta_mut(value);
-    for field in [
-        "resourceVersion",
-        "selfLink",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "managedFields",
-    ] {
+    for field in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
         meta.shift_remove(field);
     }
     let base = meta.get("generateName").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -82,7 +75,6 @@ pub(crate) fn prepare_update(new: &mut Value, old: &Value) {
             }
         }
     }
-    meta.shift_remove("managedFields");
     drop_empty(meta);
 }
 

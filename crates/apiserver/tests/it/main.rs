@@ -2,6 +2,7 @@
 
 mod access;
 mod api;
+mod apply;
 mod custom;
 mod decoding;
 mod deletion;
