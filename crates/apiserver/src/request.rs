@@ -257,7 +257,9 @@ impl WriteOptions {
         let mut options = WriteOptions::parse(query)?;
         let manager = match query.get("fieldManager").filter(|m| !m.is_empty()) {
             Some(manager) => {
-                check_manager(manager).map_err(bad_option)?;
+                if let Some(fault) = check_manager(manager) {
+                    return Err(bad_option(fault));
+                }
                 manager.to_owned()
             }
             None => {
@@ -271,15 +273,15 @@ impl WriteOptions {
     }
 }
 
-/// Checks the name of a field manager.
-pub fn check_manager(manager: &str) -> Result<(), FieldError> {
+/// What is wrong with the name of a field manager.
+pub fn check_manager(manager: &str) -> Option<FieldError> {
     if manager.len() > MAX_MANAGER_BYTES {
-        return Err(FieldError::too_long("fieldManager", MAX_MANAGER_BYTES));
+        return Some(FieldError::too_long("fieldManager", MAX_MANAGER_BYTES));
     }
     if manager.chars().any(char::is_control) {
-        return Err(FieldError::invalid("fieldManager", manager, "should only contain printable characters"));
+        return Some(FieldError::invalid("fieldManager", manager, "should only contain printable characters"));
     }
-    Ok(())
+    None
 }
 
 /// Options of a list or watch.

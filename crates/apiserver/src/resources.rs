@@ -683,11 +683,13 @@ pub async fn applied(
 ) -> Result<(Written, bool), Status> {
     let manager = asked.query.get("fieldManager").unwrap_or_default();
     let fault = if manager.is_empty() {
-        Err(FieldError::required("fieldManager", "is required for apply patch"))
+        Some(FieldError::required("fieldManager", "is required for apply patch"))
     } else {
         check_manager(manager)
     };
-    fault.map_err(|fault| Status::invalid("meta.k8s.io", "PatchOptions", "", &[fault]))?;
+    if let Some(fault) = fault {
+        return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[fault]));
+    }
     let (name, sub) = (asked.info.name.as_str(), asked.info.subresource.as_str());
     let kind = asked.resource.kind;
     let application =
