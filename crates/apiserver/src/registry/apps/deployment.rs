@@ -117,7 +117,7 @@ mod tests {
                 "spec.template.metadata.labels: Invalid value: {\"a\":\"b\"}: `selector` does not match template `labels`"
             ]
         );
-        assert_eq!(check(json!({"template": template})), ["spec.selector: Required value"]);
+        assert_eq!(check(json!({"template": template}))[0], "spec.selector: Required value");
         assert_eq!(
             check(json!({"replicas": -1, "selector": {"matchLabels": {"a": "b"}}, "template": template})),
             ["spec.replicas: Invalid value: -1: must be greater than or equal to 0"]
