@@ -80,7 +80,15 @@ pub fn processes(home: &Path) -> Vec<(i32, String)> {
             |name: &str| fs::read(entry.path().join(name)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let command = read("cmdline").unwrap_or_default().replace('\0', " ");
         let other_mounts = fs::read_link(entry.path().join("ns/mnt")).ok() != own_mounts;
-        if command.contains(&text) || other_mounts && read("mountinfo").is_ok_and(|mounts| mounts.contains(&text)) {
+        let lives_there = || {
+            // Not where something is mounted, which the whole machine sees, but what is.
+            let is_of_home = |line: &str| {
+                let root = line.split(' ').nth(3).unwrap_or_default();
+                root.contains(&text) || line.split_once(" - ").is_some_and(|(_, source)| source.contains(&text))
+            };
+            read("mountinfo").is_ok_and(|mounts| mounts.lines().any(is_of_home))
+        };
+        if command.contains(&text) || other_mounts && lives_there() {
             found.push((pid, command));
         }
     }

@@ -47,7 +47,9 @@ fn a_cluster_lives_stops_and_starts() {
         let pods = kubectl.run(&["get", "pods"]).result()?;
         check(pods.lines().skip(1).all(|line| line.contains("1/1     Running")), || pods)
     });
-    assert_eq!(kubectl.run(&["exec", "box", "--", "hostname"]).ok(), "box\n");
+    // Until the kubelet has looked, the status is the one from before.
+    let hostname = eventually(PATIENCE, || kubectl.run(&["exec", "box", "--", "hostname"]).result());
+    assert_eq!(hostname, "box\n");
 
     home.skiff(&["cluster", "delete", "life"]).prints(&["Cluster \"life\" is deleted."]);
     let left = cluster.delete();

@@ -154,9 +154,13 @@ fn a_custom_kind_works_like_a_built_in_one() {
     }
     drop(watch);
     kubectl.run(&["delete", "crd", "postgresqls.database.example.com"]).ok();
-    // kubectl remembers what there was until it is made to look again.
-    kubectl.run(&["api-resources", "--api-group", GROUP]).ok();
-    kubectl.run(&["get", "postgresqls"]).fails_with("the server doesn't have a resource type \"postgresqls\"");
+    eventually(PATIENCE, || {
+        // kubectl remembers what there was until it is made to look again.
+        kubectl.run(&["api-resources", "--api-group", GROUP]).result()?;
+        let gone = kubectl.run(&["get", "postgresqls"]);
+        let why = "the server doesn't have a resource type \"postgresqls\"";
+        check(gone.stderr.contains(why), || gone.stderr.clone())
+    });
     kubectl.feed(&["apply", "-f", "-"], &database(GROUP)).fails_with("ensure CRDs are installed first");
 }
 

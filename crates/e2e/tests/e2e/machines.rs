@@ -11,6 +11,9 @@ use crate::{
 
 tests![machines_become_a_cluster];
 
+/// They share the disk of the machine that runs the tests, which may be fuller than a node's should be.
+const EVICTION: [&str; 2] = ["--eviction-hard", "memory.available<50Mi"];
+
 /// Two machines on one segment, whose pods reach each other by plain routes, and one behind a router, to which packets
 /// have to be wrapped.
 fn machines_become_a_cluster() {
@@ -21,7 +24,7 @@ fn machines_become_a_cluster() {
     let mut gamma = Machine::start(&home, &wire, "gamma", 2, 13);
 
     let address = alpha.address.to_string();
-    let serve = ["server", "--node-ip", address.as_str()];
+    let serve = ["server", "--node-ip", address.as_str(), EVICTION[0], EVICTION[1]];
     alpha.start_daemon(&serve);
     eventually(PATIENCE, || {
         let nodes = alpha.kubectl(&["wait", "--for=condition=Ready", "node/alpha", "--timeout=1s"]);
@@ -33,7 +36,7 @@ fn machines_become_a_cluster() {
     let join = |machine: &Machine| {
         let words = ["agent", "--server", &url, "--token", token.trim(), "--ca-file", authority.to_str().unwrap()];
         let own = ["--node-ip".to_owned(), machine.address.to_string()];
-        words.into_iter().map(str::to_owned).chain(own).collect::<Vec<_>>()
+        words.into_iter().chain(EVICTION).map(str::to_owned).chain(own).collect::<Vec<_>>()
     };
     for machine in [&mut beta, &mut gamma] {
         let args = join(machine);

@@ -155,7 +155,7 @@ fn traffic_stays_on_the_node_and_nodes_tell() {
 }
 
 fn endpoints_made_by_hand() {
-    let kubectl = two("by-hand");
+    let kubectl = two("slices-by-hand");
     let address = |pod: &str| kubectl.path(&["pod", pod], "{.status.podIP}").unwrap();
     let slice = |name: &str, address: &str, port: u16| {
         format!(

@@ -2,7 +2,11 @@
 
 use skiff_e2e::{Home, Kubectl, Version, cluster::curl, eventually, host};
 
-use super::{PATIENCE, PODS, SERVICES, fastapi::send, manifest, rows};
+use super::{
+    PATIENCE, PODS, SERVICES,
+    fastapi::{listening, send},
+    manifest, rows,
+};
 use crate::tests;
 
 tests![example_3_two_clusters];
@@ -56,6 +60,7 @@ fn example_3_two_clusters() {
         // The tables are made when an instance starts; one that started before its database has none.
         kubectl.run(&["rollout", "restart", "deployment/fastapi-app"]).ok();
         kubectl.run(&["rollout", "status", "deployment/fastapi-app", "--timeout=60s"]).ok();
+        listening(&kubectl);
         eventually(PATIENCE, || send("POST", &format!("{url}/items/"), product).result());
     }
     for (region, port, product) in REGIONS {
