@@ -55,6 +55,19 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A Dockerfile says what cannot be done.
+    #[error(transparent)]
+    Dockerfile(#[from] crate::build::DockerfileError),
+    /// An instruction of a Dockerfile failed.
+    #[error("dockerfile line {line}: {instruction}: {message}")]
+    Step {
+        /// Where the instruction begins.
+        line: usize,
+        /// As written.
+        instruction: String,
+        /// What went wrong.
+        message: String,
+    },
     /// Larger than is accepted, see [`Limits`](crate::Limits).
     #[error("{what} exceeds the limit of {limit}")]
     TooLarge {

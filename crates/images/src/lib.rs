@@ -5,10 +5,12 @@
 //! [`Limits`] and `docs/runtime.md`.
 
 mod archive;
+pub mod build;
 mod builtin;
 mod config;
 mod digest;
 mod error;
+mod export;
 mod layer;
 mod manifest;
 mod pull;

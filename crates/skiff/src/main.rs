@@ -46,7 +46,7 @@ enum Command {
     /// Local clusters
     #[command(subcommand)]
     Cluster(cmd::cluster::ClusterCommand),
-    /// Images on the nodes of a cluster
+    /// Images on this machine and on the nodes of a cluster
     #[command(subcommand)]
     Image(cmd::image::ImageCommand),
     /// A cluster's state from a backup
@@ -55,8 +55,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // Before anything else, because these must not have threads: a node's first process, a pod's supervisor, and the
-    // network plugin, which is called by its own name.
+    // Before anything else, because these must not have threads: a node's first process, a pod's supervisor, a step of
+    // an image's build, and the network plugin, which is called by its own name.
     let mut arguments = std::env::args_os();
     let called_as = arguments.next().unwrap_or_default();
     let name = std::path::Path::new(&called_as).file_name().unwrap_or_default();
@@ -68,13 +68,20 @@ fn main() -> ExitCode {
             return skiff_cluster::init::node_init_main(arguments);
         }
         Some(first) if first == SUPERVISOR => return skiff_runtime::supervisor_main(),
+        Some(first) if first == skiff_images::build::SUBCOMMAND => {
+            return ExitCode::from(skiff_images::build::build_step_main(arguments));
+        }
         _ => {}
     }
     let done = if name == "kind" { cmd::kind::run(cmd::kind::Cli::parse()) } else { run(Cli::parse()) };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            cmd::complain(&error);
+            if name == "kind" {
+                cmd::kind::complain(&error);
+            } else {
+                cmd::complain(&error);
+            }
             ExitCode::FAILURE
         }
     }

@@ -12,6 +12,7 @@ mod etcd;
 mod extension;
 mod faults;
 mod guides;
+mod images;
 mod ingress;
 mod machines;
 mod network;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
                 scheduling::TESTS,
                 crashes::TESTS,
                 clusters::TESTS,
+                images::TESTS,
                 machines::TESTS,
                 api::TESTS,
                 faults::TESTS,

@@ -129,6 +129,16 @@ enum Get {
 
 #[derive(Subcommand)]
 enum Load {
+    /// Loads images of this machine into a cluster's nodes
+    DockerImage {
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<String>,
+        #[command(flatten)]
+        name: Name,
+        /// Only these nodes
+        #[arg(long, value_delimiter = ',')]
+        nodes: Vec<String>,
+    },
     /// Loads an image archive into a cluster's nodes
     ImageArchive {
         archive: PathBuf,
@@ -138,6 +148,12 @@ enum Load {
         #[arg(long, value_delimiter = ',')]
         nodes: Vec<String>,
     },
+}
+
+/// Says on standard error what went wrong, as kind does.
+pub(crate) fn complain(error: &anyhow::Error) {
+    // Nobody is left to tell when standard error is closed.
+    let _ = writeln!(std::io::stderr(), "ERROR: {error:#}");
 }
 
 /// Runs what was typed.
@@ -200,6 +216,16 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Get(Get::Kubeconfig(Name { name })) => {
             let record = clusters.get(&name)?.record;
             write!(out, "{}", kubeconfig::named(&record.context, &admin_kubeconfig(&clusters, &record)?)?)?;
+        }
+        Command::Load(Load::DockerImage { images, name: Name { name }, nodes }) => {
+            let home = Home::from_environment()?;
+            clusters.get(&name)?;
+            let kept = |image: &String| {
+                super::image::Kept::of(image, &home)?.with_context(|| format!("image: {image:?} not present locally"))
+            };
+            for image in &images {
+                super::image::load(&kept(image)?.0, image, Some(&name), &nodes, &home)?;
+            }
         }
         Command::Load(Load::ImageArchive { archive, name: Name { name }, nodes }) => {
             let mut progress = Console::default();
