@@ -20,6 +20,7 @@ mod network_policies;
 mod node_failures;
 mod runner;
 mod scheduling;
+mod server_side_apply;
 mod services;
 mod shared;
 mod storage;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
                 images::TESTS,
                 machines::TESTS,
                 api::TESTS,
+                server_side_apply::TESTS,
                 faults::TESTS,
                 node_failures::TESTS,
                 components::TESTS,
