@@ -10,10 +10,11 @@ use anyhow::{Context, Result};
 use crate::{apt::Apt, shell};
 
 /// Programs that tests call, where the package manager puts them, and the package that has them.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("curl", "curl"),
     ("mkfs.ext4", "e2fsprogs"),
     ("mount", "mount"),
+    ("pip3", "python3-pip"),
     ("script", "bsdutils"),
     ("unshare", "util-linux"),
     ("dpkg-deb", "dpkg"),
