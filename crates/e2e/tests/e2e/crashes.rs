@@ -136,6 +136,11 @@ fn marked_process(mark: &str) -> Option<u32> {
         .min()
 }
 
+/// The same, which may be seen a moment after its pod is ready.
+fn the_marked_process(mark: &str) -> u32 {
+    eventually(PATIENCE, || marked_process(mark).ok_or_else(|| format!("no process is marked {mark}")))
+}
+
 fn parent(pid: u32) -> u32 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap()
@@ -158,7 +163,7 @@ fn a_killed_container_is_restarted() {
     kubectl.apply(&marked("box", "killed-container"));
     ready(&kubectl, "box");
     let ip = kubectl.path(&["pod", "box"], "{.status.podIP}").unwrap();
-    end(marked_process("killed-container").unwrap());
+    end(the_marked_process("killed-container"));
     restarted_once(&kubectl, "box");
     let last = "{.status.containerStatuses[0].lastState.terminated.reason} {.status.containerStatuses[0].lastState.terminated.exitCode}";
     assert_eq!(kubectl.path(&["pod", "box"], last).unwrap(), "Error 137");
@@ -170,7 +175,7 @@ fn a_killed_supervisor_is_replaced() {
     let kubectl = shared::cluster().in_new("supervisor");
     kubectl.apply(&marked("box", "killed-supervisor"));
     ready(&kubectl, "box");
-    let container = marked_process("killed-supervisor").unwrap();
+    let container = the_marked_process("killed-supervisor");
     end(parent(container));
     restarted_once(&kubectl, "box");
     assert_ne!(marked_process("killed-supervisor"), Some(container), "the old one must not live on");
