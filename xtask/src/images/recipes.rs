@@ -177,7 +177,7 @@ pub(super) const RECIPES: [Recipe; 8] = [
     // The guides' database: its tag is theirs, its program that of Debian.
     Recipe {
         name: "postgres",
-        tags: &["16", "15", "latest"],
+        tags: &["16", "15", "14", "latest"],
         packages: &[
             "postgresql-17",
             "bash",

@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     process::{Command, ExitCode, Stdio},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
@@ -167,7 +167,15 @@ fn ask(address: SocketAddr) -> String {
         stream.read_to_string(&mut answer)?;
         Ok::<_, io::Error>(answer)
     };
-    connect().unwrap_or_else(|error| error.to_string())
+    // As an agent does: again, until there is an answer.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match connect() {
+            Ok(answer) => return answer,
+            Err(error) if Instant::now() >= deadline => return error.to_string(),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
 }
 
 /// Writes a new number again and again until it is ended.

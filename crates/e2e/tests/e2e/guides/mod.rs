@@ -6,6 +6,8 @@ mod commands;
 mod fastapi;
 mod hello;
 mod manifests;
+mod operator;
+mod releases;
 mod three_tier;
 
 use std::{path::PathBuf, time::Duration};
@@ -16,7 +18,17 @@ use crate::runner::Test;
 
 /// The tests of all guides.
 pub(crate) fn tests() -> Vec<Test> {
-    [hello::TESTS, fastapi::TESTS, clusters::TESTS, commands::TESTS, manifests::TESTS, three_tier::TESTS].concat()
+    [
+        fastapi::TESTS,
+        clusters::TESTS,
+        operator::TESTS,
+        three_tier::TESTS,
+        hello::TESTS,
+        commands::TESTS,
+        manifests::TESTS,
+        releases::TESTS,
+    ]
+    .concat()
 }
 
 /// Programs with interpreters, and databases that are made anew, on two shared cores.
