@@ -10,7 +10,7 @@ tests![an_operator_runs_databases];
 fn an_operator_runs_databases() {
     shared::load(&["postgres", "python"]);
     let kubectl = shared::cluster().in_new("operator");
-    let program = format!("--from-file={}", manifest("operator.py"));
+    let program = format!("--from-file={}", manifest("databases.py"));
     kubectl.run(&["apply", "-f", &manifest("postgresqls-definition.yaml")]).ok();
     kubectl.run(&["wait", "--for=condition=Established", "crd/postgresqls.database.example.com", "--timeout=30s"]).ok();
     kubectl.run(&["create", "configmap", "operator", &program]).ok();
