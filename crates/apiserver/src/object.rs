@@ -36,6 +36,20 @@ pub struct Object {
     pub bytes: Bytes,
 }
 
+/// Removes fields without a value, at any depth.
+pub fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            if map.values().any(Value::is_null) {
+                map.retain(|_, v| !v.is_null());
+            }
+            map.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(list) => list.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
 /// What the cache needs to know of a kind to index its objects.
 #[derive(Clone, Copy, Debug)]
 pub struct Indexing {

@@ -12,7 +12,7 @@ use skiff_api::{
 
 use crate::{
     custom::Version,
-    object::{meta_mut, take_revision},
+    object::{drop_nulls, meta_mut, take_revision},
     subresources::now,
 };
 
@@ -148,6 +148,7 @@ impl<'a> Application<'a> {
                 map.shift_remove("status");
             }
         }
+        // A field without a value is not applied.
         drop_nulls(&mut config);
         Ok(Application { kind, version, manager, subresource, force, config, revision })
     }
@@ -215,17 +216,5 @@ impl<'a> Application<'a> {
                 Status::new(500, "", format!("failed to create typed patch object ({what}): {error}"))
             }
         }
-    }
-}
-
-/// A field without a value is not applied.
-fn drop_nulls(value: &mut Value) {
-    match value {
-        Value::Object(map) => {
-            map.retain(|_, v| !v.is_null());
-            map.values_mut().for_each(drop_nulls);
-        }
-        Value::Array(list) => list.iter_mut().for_each(drop_nulls),
-        _ => {}
     }
 }

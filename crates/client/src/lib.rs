@@ -1,4 +1,5 @@
-//! Talking to the API server: transports, informers, work queues, leader election, events.
+//! Talking to the API server: transports, informers, work queues, leader election, events; and what several
+//! components read in the objects alike ([`placement`]).
 //!
 //! Every component but the API server itself is a client of the API, in one process through
 //! [`in_process`], elsewhere through [`https`]. Both give a [`kube::Client`], so a component does not
@@ -16,6 +17,7 @@ mod https;
 mod in_process;
 mod informer;
 mod leader;
+pub mod placement;
 mod workqueue;
 
 #[cfg(any(test, feature = "testing"))]

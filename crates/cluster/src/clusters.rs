@@ -4,7 +4,7 @@ mod create;
 mod images;
 mod ready;
 
-pub use create::{CreateOptions, Created};
+pub use create::{CreateOptions, Created, bootstrap_token};
 pub use images::{Loaded, load_into_this_machine};
 
 use std::{

@@ -11,6 +11,28 @@ use kube::{
 use serde_json::{Value, json};
 use skiff_api::storage;
 
+/// What a pod of the control plane consists of, when its one container runs this program: `container` has what is its own.
+fn system_pod(account: &str, grace_s: i64, image: &str, mut container: Value) -> Value {
+    container["image"] = image.into();
+    container["imagePullPolicy"] = "Never".into();
+    container["securityContext"] = json!({
+        "allowPrivilegeEscalation": false,
+        "capabilities": {"add": ["NET_BIND_SERVICE"], "drop": ["ALL"]},
+        "readOnlyRootFilesystem": true,
+    });
+    json!({
+        "serviceAccountName": account,
+        "priorityClassName": "system-cluster-critical",
+        "terminationGracePeriodSeconds": grace_s,
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        "tolerations": [
+            {"key": "CriticalAddonsOnly", "operator": "Exists"},
+            {"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"},
+        ],
+        "containers": [container],
+    })
+}
+
 /// The pods that answer names, their account, and the Service in front of them.
 fn dns(image: &str, cluster_dns: &str) -> Vec<Value> {
     let labels = json!({"k8s-app": "kube-dns"});
@@ -18,6 +40,19 @@ fn dns(image: &str, cluster_dns: &str) -> Vec<Value> {
     let mut readiness = probe("/ready", 8181);
     // A new cluster is as fast as its first answer; later probes are as rare as upstream's.
     readiness["periodSeconds"] = 1.into();
+    let container = json!({
+        "name": "coredns",
+        "command": ["/skiff", "dns"],
+        "ports": [
+            {"name": "dns", "containerPort": 53, "protocol": "UDP"},
+            {"name": "dns-tcp", "containerPort": 53, "protocol": "TCP"},
+            {"name": "metrics", "containerPort": 9153, "protocol": "TCP"}],
+        "resources": {"limits": {"memory": "170Mi"}, "requests": {"cpu": "100m", "memory": "70Mi"}},
+        "livenessProbe": probe("/health", 8080),
+        "readinessProbe": readiness,
+    });
+    let mut pod = system_pod("coredns", 5, image, container);
+    pod["dnsPolicy"] = "Default".into();
     vec![
         json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "coredns", "namespace": "kube-system"}}),
         json!({
@@ -36,37 +71,7 @@ fn dns(image: &str, cluster_dns: &str) -> Vec<Value> {
                 "replicas": 1,
                 "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}},
                 "selector": {"matchLabels": labels},
-                "template": {
-                    "metadata": {"labels": labels},
-                    "spec": {
-                        "serviceAccountName": "coredns",
-                        "priorityClassName": "system-cluster-critical",
-                        "dnsPolicy": "Default",
-                        "terminationGracePeriodSeconds": 5,
-                        "nodeSelector": {"kubernetes.io/os": "linux"},
-                        "tolerations": [
-                            {"key": "CriticalAddonsOnly", "operator": "Exists"},
-                            {"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"},
-                        ],
-                        "containers": [{
-                            "name": "coredns",
-                            "image": image,
-                            "imagePullPolicy": "Never",
-                            "command": ["/skiff", "dns"],
-                            "ports": [
-                                {"name": "dns", "containerPort": 53, "protocol": "UDP"},
-                                {"name": "dns-tcp", "containerPort": 53, "protocol": "TCP"},
-                                {"name": "metrics", "containerPort": 9153, "protocol": "TCP"}],
-                            "resources": {"limits": {"memory": "170Mi"}, "requests": {"cpu": "100m", "memory": "70Mi"}},
-                            "livenessProbe": probe("/health", 8080),
-                            "readinessProbe": readiness,
-                            "securityContext": {
-                                "allowPrivilegeEscalation": false,
-                                "capabilities": {"add": ["NET_BIND_SERVICE"], "drop": ["ALL"]},
-                                "readOnlyRootFilesystem": true},
-                        }],
-                    },
-                },
+                "template": {"metadata": {"labels": labels}, "spec": pod},
             },
         }),
     ]

@@ -77,11 +77,7 @@ pub(crate) fn bootstrap_token(data_dir: &Path) -> Result<String> {
     if let Some(token) = skiff_pki::read(&path)? {
         return Ok(token.trim().to_owned());
     }
-    let letters = b"abcdefghijklmnopqrstuvwxyz0123456789";
-    let mut random = [0u8; 22];
-    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut random)?;
-    let text: String = random.iter().map(|b| char::from(letters[usize::from(*b) % letters.len()])).collect();
-    let token = format!("{}.{}", &text[..6], &text[6..]);
+    let token = skiff_cluster::clusters::bootstrap_token()?;
     skiff_pki::write_private(&path, &token)?;
     Ok(token)
 }

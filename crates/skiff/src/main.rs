@@ -73,15 +73,14 @@ fn main() -> ExitCode {
         }
         _ => {}
     }
-    let done = if name == "kind" { cmd::kind::run(cmd::kind::Cli::parse()) } else { run(Cli::parse()) };
+    let (done, prefix) = match name == "kind" {
+        true => (cmd::kind::run(cmd::kind::Cli::parse()), "ERROR"),
+        false => (run(Cli::parse()), "error"),
+    };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            if name == "kind" {
-                cmd::kind::complain(&error);
-            } else {
-                cmd::complain(&error);
-            }
+            cmd::complain(prefix, &error);
             ExitCode::FAILURE
         }
     }

@@ -63,7 +63,7 @@ pub struct Admission {
 
 impl Admission {
     /// Lets the plugins change a new or updated object. It has its defaults already, and what a plugin adds is complete.
-    pub async fn mutate(&self, a: &Attributes<'_>, value: &mut Value, old: Option<&Value>) -> Result<(), Status> {
+    pub async fn mutate(&self, a: &Attributes<'_>, value: &mut Value) -> Result<(), Status> {
         namespace_lifecycle::admit(self, a).await?;
         if a.creates("", "pods") {
             limit_ranger::default(self, a, value).await?;
@@ -78,9 +78,7 @@ impl Admission {
             storage::default_class(self, a, value).await?;
             storage::protect(a, value);
         }
-        default_ingress_class::admit(self, a, value).await?;
-        let _ = old;
-        Ok(())
+        default_ingress_class::admit(self, a, value).await
     }
 
     /// Lets the plugins refuse. `value` is null for a deletion.

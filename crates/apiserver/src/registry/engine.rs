@@ -15,7 +15,7 @@ use crate::{
     admission::{Admission, Attributes, Operation},
     auth::User,
     cache::CacheError,
-    object::{Object, encode, meta_mut, meta_str, take_revision, with_revision},
+    object::{Object, drop_nulls, encode, meta_mut, meta_str, take_revision, with_revision},
     owners,
     quota::{self, Charge, Quotas},
     request::{ListOptions, WriteOptions},
@@ -166,7 +166,7 @@ impl Engine {
             warnings: &cx.options.warnings,
         };
         let name = meta_str(&value, "name").to_owned();
-        self.admission.mutate(&attributes(&name), &mut value, None).await?;
+        self.admission.mutate(&attributes(&name), &mut value).await?;
         if kind.has_subresource("status") && version.as_ref().is_none_or(|v| v.has_status) {
             reset_status(kind, &mut value);
         }
@@ -175,7 +175,7 @@ impl Engine {
         if resource.strategy.generation {
             meta_mut(&mut value).insert("generation".into(), 1.into());
         }
-        drop_nulls(kind, &mut value);
+        tidy(kind, &mut value);
         let mut faults = Faults::default();
         meta::validate(kind, &value, resource.strategy.names, &mut faults);
         (resource.strategy.validate)(&value, &mut faults);
@@ -378,7 +378,7 @@ impl Engine {
             dry_run: cx.options.dry_run,
             warnings: &cx.options.warnings,
         };
-        self.admission.mutate(&attributes, new, Some(old)).await?;
+        self.admission.mutate(&attributes, new).await?;
         if part == Part::Main {
             (strategy.prepare_update)(new, old);
         }
@@ -387,7 +387,7 @@ impl Engine {
             let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
             meta_mut(new).insert("generation".into(), generation.into());
         }
-        drop_nulls(kind, new);
+        tidy(kind, new);
         let mut faults = Faults::default();
         meta::validate(kind, new, |_| Vec::new(), &mut faults);
         meta::validate_update(new, old, &mut faults);
@@ -649,22 +649,10 @@ fn invalid_uid(key: &str, revision: Revision, given: &str, uid: &str) -> String 
 }
 
 /// Removes what indexing for writing left behind. Fields of any content keep their nulls.
-fn drop_nulls(kind: &skiff_api::Kind, value: &mut Value) {
-    fn drop(value: &mut Value) {
-        match value {
-            Value::Object(map) => {
-                if map.values().any(Value::is_null) {
-                    map.retain(|_, v| !v.is_null());
-                }
-                map.values_mut().for_each(drop);
-            }
-            Value::Array(list) => list.iter_mut().for_each(drop),
-            _ => {}
-        }
-    }
+fn tidy(kind: &skiff_api::Kind, value: &mut Value) {
     let any_content = ["ControllerRevision", "CustomResourceDefinition"].contains(&kind.kind) || kind.is_custom();
     if !any_content && kind.group != "resource.k8s.io" {
-        drop(value);
+        drop_nulls(value);
     }
 }
 

@@ -1,7 +1,10 @@
 //! `metadata`: what the server sets, keeps and checks, the same for every kind.
 
 use serde_json::{Map, Value, json};
-use skiff_api::{Kind, names, validation::Faults};
+use skiff_api::{
+    Kind, names,
+    validation::{Faults, FieldError},
+};
 
 use crate::object::{meta_mut, meta_str};
 
@@ -160,6 +163,28 @@ pub(crate) fn validate_update(new: &Value, old: &Value, faults: &mut Faults) {
                 ),
             ));
         }
+    }
+}
+
+/// Rules for the operator of a selector's expression, one of `known`, and how many values it has.
+pub(crate) fn operator(expression: &Value, known: &[&str], at: &str, faults: &mut Faults) {
+    let values = expression["values"].as_array().map_or(0, Vec::len);
+    match expression["operator"].as_str().unwrap_or_default() {
+        other if !known.contains(&other) => {
+            faults.invalid(format!("{at}.operator"), other, "not a valid selector operator");
+        }
+        "In" | "NotIn" if values == 0 => {
+            faults.required(format!("{at}.values"), "must be specified when `operator` is 'In' or 'NotIn'");
+        }
+        "Exists" | "DoesNotExist" if values > 0 => {
+            let why = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
+            faults.push(FieldError::forbidden(format!("{at}.values"), why));
+        }
+        "Gt" | "Lt" if values != 1 => {
+            let why = "must be specified single value when `operator` is 'Lt' or 'Gt'";
+            faults.required(format!("{at}.values"), why);
+        }
+        _ => {}
     }
 }
 

@@ -251,7 +251,7 @@ fn reserve(host: &HostNet, port: &PortMapping) -> Result<PortMapping> {
 }
 
 /// A token in the form of bootstrap tokens: six characters that name it, sixteen that are secret.
-fn bootstrap_token() -> Result<String> {
+pub fn bootstrap_token() -> Result<String> {
     const CHARACTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
     let mut token = String::with_capacity(23);
     while token.len() < 23 {

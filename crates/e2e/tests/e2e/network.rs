@@ -35,8 +35,12 @@ spec:
     )
 }
 
-/// A web server on each node.
 fn two(namespace: &str) -> Kubectl {
+    on_both_nodes(namespace, web)
+}
+
+/// A new namespace with the pods `one` and `two`, each on a node of its own: `web` makes them of name and node.
+pub(crate) fn on_both_nodes(namespace: &str, web: fn(&str, &str) -> String) -> Kubectl {
     let kubectl = shared::cluster().in_new(namespace);
     kubectl.apply(&(web("one", CONTROL_PLANE) + &web("two", WORKER)));
     ready(&kubectl, "one");
@@ -44,7 +48,8 @@ fn two(namespace: &str) -> Kubectl {
     kubectl
 }
 
-fn get(kubectl: &Kubectl, from: &str, url: &str) -> Result<String, String> {
+/// What a pod gets from a URL.
+pub(crate) fn get(kubectl: &Kubectl, from: &str, url: &str) -> Result<String, String> {
     kubectl.run(&["exec", from, "--", "wget", "-q", "-T", "3", "-O", "-", url]).result()
 }
 

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use skiff_e2e::{Kubectl, eventually, wait::check};
 
 use crate::{
-    shared::{self, CONTROL_PLANE, WORKER},
+    network::{get, on_both_nodes},
+    shared::{self, WORKER},
     tests,
     workloads::{PATIENCE, ready},
 };
@@ -42,15 +43,7 @@ spec:
 }
 
 fn two(namespace: &str) -> Kubectl {
-    let kubectl = shared::cluster().in_new(namespace);
-    kubectl.apply(&(web("one", CONTROL_PLANE) + &web("two", WORKER)));
-    ready(&kubectl, "one");
-    ready(&kubectl, "two");
-    kubectl
-}
-
-fn get(kubectl: &Kubectl, from: &str, url: &str) -> Result<String, String> {
-    kubectl.run(&["exec", from, "--", "wget", "-q", "-T", "2", "-O", "-", url]).result()
+    on_both_nodes(namespace, web)
 }
 
 fn patch(kubectl: &Kubectl, service: &str, patch: &str) {

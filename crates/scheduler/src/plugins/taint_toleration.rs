@@ -1,6 +1,7 @@
 //! TaintToleration: a node's taints keep pods away that do not tolerate them.
 
-use k8s_openapi::api::core::v1::{Taint, Toleration};
+use k8s_openapi::api::core::v1::Taint;
+use skiff_client::placement;
 
 use super::{Reasons, normalize};
 use crate::nodes::{NodeInfo, PodInfo};
@@ -9,23 +10,10 @@ fn taints(node: &NodeInfo) -> &[Taint] {
     node.node.as_ref().and_then(|n| n.spec.as_ref()).and_then(|s| s.taints.as_deref()).unwrap_or_default()
 }
 
-fn tolerations(pod: &PodInfo) -> &[Toleration] {
-    pod.pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default()
-}
-
 /// Whether the pod tolerates a taint.
 pub(super) fn tolerates(pod: &PodInfo, key: &str, value: &str, effect: &str) -> bool {
-    tolerations(pod).iter().any(|t| {
-        let same = |field: &Option<String>, wanted: &str| field.as_deref().is_none_or(|f| f.is_empty() || f == wanted);
-        let operator = t.operator.as_deref().unwrap_or_default();
-        same(&t.effect, effect)
-            && same(&t.key, key)
-            && match operator {
-                "Exists" => true,
-                "" | "Equal" => t.value.as_deref().unwrap_or_default() == value,
-                _ => false,
-            }
-    })
+    let tolerations = pod.pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
+    placement::tolerates(tolerations, key, value, effect)
 }
 
 pub(super) fn filter(pod: &PodInfo, node: &NodeInfo) -> Result<(), Reasons> {

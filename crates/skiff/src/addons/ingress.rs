@@ -31,6 +31,14 @@ fn objects(image: &str) -> [Value; 3] {
     let probe = json!({"httpGet": {"path": "/healthz", "port": 10254}, "periodSeconds": 10});
     let mut readiness = probe.clone();
     readiness["periodSeconds"] = 1.into();
+    let container = json!({
+        "name": "controller",
+        "command": ["/skiff", "ingress"],
+        "ports": [container_port("http", 80), container_port("https", 443)],
+        "resources": {"limits": {"memory": "256Mi"}, "requests": {"cpu": "100m", "memory": "32Mi"}},
+        "livenessProbe": probe,
+        "readinessProbe": readiness,
+    });
     [
         json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta}),
         json!({
@@ -44,33 +52,7 @@ fn objects(image: &str) -> [Value; 3] {
                 // The new one answers before the old one goes.
                 "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
                 "selector": {"matchLabels": labels},
-                "template": {
-                    "metadata": {"labels": labels},
-                    "spec": {
-                        "serviceAccountName": SERVICE,
-                        "priorityClassName": "system-cluster-critical",
-                        "terminationGracePeriodSeconds": 30,
-                        "nodeSelector": {"kubernetes.io/os": "linux"},
-                        "tolerations": [
-                            {"key": "CriticalAddonsOnly", "operator": "Exists"},
-                            {"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"},
-                        ],
-                        "containers": [{
-                            "name": "controller",
-                            "image": image,
-                            "imagePullPolicy": "Never",
-                            "command": ["/skiff", "ingress"],
-                            "ports": [container_port("http", 80), container_port("https", 443)],
-                            "resources": {"limits": {"memory": "256Mi"}, "requests": {"cpu": "100m", "memory": "32Mi"}},
-                            "livenessProbe": probe,
-                            "readinessProbe": readiness,
-                            "securityContext": {
-                                "allowPrivilegeEscalation": false,
-                                "capabilities": {"add": ["NET_BIND_SERVICE"], "drop": ["ALL"]},
-                                "readOnlyRootFilesystem": true},
-                        }],
-                    },
-                },
+                "template": {"metadata": {"labels": labels}, "spec": super::system_pod(SERVICE, 30, image, container)},
             },
         }),
     ]

@@ -8,11 +8,7 @@ use std::{io::Write, path::PathBuf, time::Duration};
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use skiff_cluster::{
-    Clusters, CreateOptions, Home,
-    clusters::ClusterStatus,
-    kubeconfig,
-    progress::{Console, Progress as _},
-    record::ClusterRecord,
+    Clusters, CreateOptions, Home, clusters::ClusterStatus, kubeconfig, progress::Console, record::ClusterRecord,
     spec::ClusterSpec,
 };
 
@@ -150,12 +146,6 @@ enum Load {
     },
 }
 
-/// Says on standard error what went wrong, as kind does.
-pub(crate) fn complain(error: &anyhow::Error) {
-    // Nobody is left to tell when standard error is closed.
-    let _ = writeln!(std::io::stderr(), "ERROR: {error:#}");
-}
-
 /// Runs what was typed.
 pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
     let clusters = Clusters::new(Home::from_environment()?);
@@ -218,25 +208,17 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
             write!(out, "{}", kubeconfig::named(&record.context, &admin_kubeconfig(&clusters, &record)?)?)?;
         }
         Command::Load(Load::DockerImage { images, name: Name { name }, nodes }) => {
-            let home = Home::from_environment()?;
+            let home = clusters.home();
             clusters.get(&name)?;
             let kept = |image: &String| {
-                super::image::Kept::of(image, &home)?.with_context(|| format!("image: {image:?} not present locally"))
+                super::image::Kept::of(image, home)?.with_context(|| format!("image: {image:?} not present locally"))
             };
             for image in &images {
-                super::image::load(&kept(image)?.0, image, Some(&name), &nodes, &home)?;
+                super::image::load(&kept(image)?.0, image, Some(&name), &nodes, home)?;
             }
         }
         Command::Load(Load::ImageArchive { archive, name: Name { name }, nodes }) => {
-            let mut progress = Console::default();
-            progress.begin(&format!("Loading {}", archive.display()));
-            match clusters.load_images(&name, &archive, &nodes, &mut |_, _| {}) {
-                Ok(_) => progress.done(),
-                Err(error) => {
-                    progress.failed();
-                    return Err(error.into());
-                }
-            }
+            super::image::load(&archive, &archive.display().to_string(), Some(&name), &nodes, clusters.home())?;
         }
         Command::Version => writeln!(
             out,

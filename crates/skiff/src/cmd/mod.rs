@@ -16,9 +16,9 @@ pub(crate) mod table;
 use std::io::Write as _;
 
 /// Says on standard error what went wrong, with all reasons.
-pub(crate) fn complain(error: &anyhow::Error) {
+pub(crate) fn complain(prefix: &str, error: &anyhow::Error) {
     // Nobody is left to tell when standard error is closed.
-    let _ = writeln!(std::io::stderr(), "error: {error:#}");
+    let _ = writeln!(std::io::stderr(), "{prefix}: {error:#}");
 }
 
 /// Writes logs to standard error; `RUST_LOG` chooses what.

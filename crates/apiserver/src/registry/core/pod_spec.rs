@@ -642,24 +642,7 @@ fn validate_node_affinity(spec: &Value, at: &str, faults: &mut Faults) {
     for (i, term) in terms.iter().enumerate() {
         for (j, e) in term["matchExpressions"].as_array().into_iter().flatten().enumerate() {
             let path = format!("{here}[{i}].matchExpressions[{j}]");
-            let values = e["values"].as_array().map_or(0, Vec::len);
-            match e["operator"].as_str().unwrap_or_default() {
-                "In" | "NotIn" if values == 0 => {
-                    faults.required(format!("{path}.values"), "must be specified when `operator` is 'In' or 'NotIn'");
-                }
-                "Exists" | "DoesNotExist" if values > 0 => {
-                    let why = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
-                    faults.push(FieldError::forbidden(format!("{path}.values"), why));
-                }
-                "Gt" | "Lt" if values != 1 => {
-                    faults.required(
-                        format!("{path}.values"),
-                        "must be specified single value when `operator` is 'Lt' or 'Gt'",
-                    );
-                }
-                "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
-                other => faults.invalid(format!("{path}.operator"), other, "not a valid selector operator"),
-            }
+            meta::operator(e, &["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"], &path, faults);
         }
     }
 }

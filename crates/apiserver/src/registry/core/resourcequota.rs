@@ -43,8 +43,8 @@ pub(crate) static STRATEGY: Strategy = Strategy {
     ..Strategy::DEFAULT
 };
 
-/// Resources without a group that quotas know.
-const STANDARD: &[&str] = &[
+/// Amounts that quotas know, of resources without a group.
+const AMOUNTS: &[&str] = &[
     "cpu",
     "memory",
     "ephemeral-storage",
@@ -55,18 +55,9 @@ const STANDARD: &[&str] = &[
     "limits.cpu",
     "limits.memory",
     "limits.ephemeral-storage",
-    "pods",
-    "resourcequotas",
-    "services",
-    "replicationcontrollers",
-    "secrets",
-    "persistentvolumeclaims",
-    "configmaps",
-    "services.nodeports",
-    "services.loadbalancers",
 ];
-/// Those of them of which there are whole ones alone.
-const WHOLE: &[&str] = &[
+/// And what is counted: there are whole ones alone.
+const COUNTS: &[&str] = &[
     "pods",
     "resourcequotas",
     "services",
@@ -88,7 +79,9 @@ const SCOPES: &[&str] = &[
 ];
 
 fn is_standard(name: &str) -> bool {
-    STANDARD.contains(&name) || name.starts_with("hugepages-") || name.starts_with("requests.hugepages-")
+    [AMOUNTS, COUNTS].iter().any(|names| names.contains(&name))
+        || name.starts_with("hugepages-")
+        || name.starts_with("requests.hugepages-")
 }
 
 fn validate_name(name: &str, at: &str, faults: &mut Faults) {
@@ -105,7 +98,7 @@ fn validate_amount(name: &str, quantity: &Value, at: &str, faults: &mut Faults) 
     if amount.is_negative() {
         faults.invalid(at, quantity.clone(), "must be greater than or equal to 0");
     }
-    if (WHOLE.contains(&name) || name.starts_with("count/")) && !amount.is_whole() {
+    if (COUNTS.contains(&name) || name.starts_with("count/")) && !amount.is_whole() {
         faults.invalid(at, quantity.clone(), "must be an integer");
     }
 }
@@ -161,8 +154,7 @@ fn validate_spec(spec: &Value, faults: &mut Faults) {
             "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
             _ => faults.invalid(format!("{at}.operator"), operator, "not a valid selector operator"),
         }
-        for (name, _) in hard.iter().filter(|(name, _)| !fits(scope, name)) {
-            let _ = name;
+        for _ in hard.iter().filter(|(name, _)| !fits(scope, name)) {
             faults.invalid("spec.scopeSelector.matchExpressions", scope, "unsupported scope applied to resource");
         }
     }

@@ -73,17 +73,7 @@ fn validate_selector(selector: &Value, at: &str, faults: &mut Faults) {
     for (i, expression) in list(&selector["matchExpressions"]).iter().enumerate() {
         let at = format!("{at}.matchExpressions[{i}]");
         let values = list(&expression["values"]);
-        match expression["operator"].as_str().unwrap_or_default() {
-            "In" | "NotIn" if values.is_empty() => {
-                faults.required(format!("{at}.values"), "must be specified when `operator` is 'In' or 'NotIn'");
-            }
-            "Exists" | "DoesNotExist" if !values.is_empty() => {
-                let why = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
-                faults.push(FieldError::forbidden(format!("{at}.values"), why));
-            }
-            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-            other => faults.invalid(format!("{at}.operator"), other, "not a valid selector operator"),
-        }
+        meta::operator(expression, &["In", "NotIn", "Exists", "DoesNotExist"], &at, faults);
         let key = expression["key"].as_str().unwrap_or_default();
         faults.rule(&format!("{at}.key"), key, names::qualified_name(key));
         for (i, value) in values.iter().filter_map(Value::as_str).enumerate() {
