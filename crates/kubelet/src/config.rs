@@ -4,9 +4,11 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::eviction::EvictionThresholds;
@@ -52,6 +54,14 @@ pub struct Config {
     pub image_gc_low: u8,
     /// The kubelet's own HTTPS server; `None` for no server.
     pub server: Option<ServerConfig>,
+    /// What sends requests to the node's pods, if it can be asked.
+    pub traffic: Option<Arc<dyn Traffic>>,
+}
+
+/// What sends requests to the node's pods: its Service proxy.
+pub trait Traffic: std::fmt::Debug + Send + Sync {
+    /// Waits until no new connection is sent to the pod with this address.
+    fn left(&self, pod: IpAddr) -> BoxFuture<'_, ()>;
 }
 
 /// How the kubelet serves its API to the API server.
@@ -100,6 +110,7 @@ impl Config {
             image_gc_high: 85,
             image_gc_low: 80,
             server: None,
+            traffic: None,
         }
     }
 

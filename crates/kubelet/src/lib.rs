@@ -47,7 +47,7 @@ use tokio::{sync::watch, task::JoinSet};
 
 use crate::kubelet::{Kubelet, Pods};
 pub use crate::{
-    config::{Config, KUBELET_PORT, ServerConfig},
+    config::{Config, KUBELET_PORT, ServerConfig, Traffic},
     cri::RuntimeError,
     eviction::{EvictionThresholds, ThresholdError},
 };

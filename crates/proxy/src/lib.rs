@@ -9,6 +9,8 @@
 //! one endpoint is a batch of a few hundred bytes. Which address gets it is decided once per connection;
 //! everything after that is connection tracking.
 //!
+//! [`Members`] tells who ends a pod when no rule leads to it any more.
+//!
 //! Beside it, [`follow_nodes`] keeps the routes to the pods of other nodes, and [`policies`] enforces
 //! NetworkPolicies.
 //!
@@ -19,6 +21,7 @@
 
 mod endpoints;
 mod health;
+mod members;
 mod policies;
 mod proxy;
 mod routes;
@@ -28,6 +31,7 @@ mod service;
 mod table;
 
 pub use health::serve_health;
+pub use members::Members;
 pub use policies::{Policies, follow_policies};
 pub use proxy::{Changed, Proxy, ProxyError};
 pub use routes::follow_nodes;

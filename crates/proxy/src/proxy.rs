@@ -26,8 +26,10 @@ use crate::{
 #[error("cannot write the rules of Services")]
 pub struct ProxyError(#[from] skiff_network::Error);
 
-/// A Service that changed: what it is now, with its slices. `None`: it is gone.
-pub type Changed = (ObjectKey, Option<(Arc<Service>, Vec<Arc<EndpointSlice>>)>);
+/// A Service and its slices. `None`: it is gone.
+pub(crate) type Known = Option<(Arc<Service>, Vec<Arc<EndpointSlice>>)>;
+/// A Service that changed, and what it is now.
+pub type Changed = (ObjectKey, Known);
 
 /// The proxy of one node, in the network namespace in which it was opened.
 #[derive(Debug)]

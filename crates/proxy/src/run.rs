@@ -1,12 +1,18 @@
 //! The loop: changes of Services and EndpointSlices into rules.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use futures::FutureExt;
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use skiff_client::{Backoff, Change, Informer, Informers, ObjectKey, Subscription};
 
-use crate::proxy::{Changed, Proxy, ProxyError};
+use crate::{
+    members::Members,
+    proxy::{Changed, Known, Proxy, ProxyError},
+};
 
 /// The label that names a slice's Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -22,19 +28,19 @@ pub(crate) fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
     Some(ObjectKey::new(slice.metadata.namespace.as_deref()?, name))
 }
 
-/// Keeps the rules in line with the API until the informers end. The proxy has to be opened in the
-/// node's network namespace.
+/// Keeps the rules in line with the API until the informers end, and `members` in line with the rules. The
+/// proxy has to be opened in the node's network namespace.
 ///
 /// Changes that arrive while a batch is being written go into the next one together, so that the rate
 /// of changes decides the size of batches, not their number.
-pub async fn run(proxy: Proxy, informers: Informers) {
+pub async fn run(proxy: Proxy, informers: Informers, members: Members) {
     let services = informers.informer::<Service>();
     let slices = informers.informer::<EndpointSlice>();
     slices.add_index(BY_SERVICE, |slice| service_of(slice).map(|key| key.to_string()).into_iter().collect());
     services.wait_synced().await;
     slices.wait_synced().await;
     let changes = Changes { of_services: services.subscribe(), of_slices: slices.subscribe() };
-    let mut driver = Driver { proxy: Some(proxy), services, slices };
+    let mut driver = Driver { proxy: Some(proxy), services, slices, members, unwritten: HashMap::new() };
     driver.run(changes).await;
 }
 
@@ -76,6 +82,9 @@ struct Driver {
     proxy: Option<Proxy>,
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
+    members: Members,
+    /// What the rules will know after the next batch that the kernel takes.
+    unwritten: HashMap<ObjectKey, Known>,
 }
 
 impl Driver {
@@ -118,7 +127,12 @@ impl Driver {
                 (key.clone(), service.map(|service| (service, self.slices.by_index(BY_SERVICE, &key.to_string()))))
             })
             .collect();
-        self.with_proxy(move |proxy| proxy.apply(changed)).await.unwrap_or(Ok(()))
+        self.unwritten.extend(changed.iter().cloned());
+        self.with_proxy(move |proxy| proxy.apply(changed)).await.unwrap_or(Ok(()))?;
+        for (key, object) in self.unwritten.drain() {
+            self.members.set(&key, object.as_ref().map_or(&[], |(_, slices)| slices));
+        }
+        Ok(())
     }
 
     async fn intact(&mut self) -> bool {
@@ -188,7 +202,7 @@ mod tests {
         };
         let proxy = namespace.run(|| Proxy::open(node)).unwrap().unwrap();
         let client = FakeApi::new().client();
-        let loops = tokio::spawn(run(proxy, Informers::new(client.clone())));
+        let loops = tokio::spawn(run(proxy, Informers::new(client.clone()), Members::default()));
         let services = Api::<Service>::namespaced(client.clone(), "default");
         let slices = Api::<EndpointSlice>::namespaced(client, "default");
         let service = json!({

@@ -26,6 +26,10 @@ const LARGEST_DATAGRAM: usize = 65_535;
 /// Accepting fails for lack of descriptors or memory; a moment later some may be free again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a target may refuse before the client is refused.
+const CONNECT_FOR: Duration = Duration::from_secs(1);
+pub(super) const CONNECT_PAUSE: Duration = Duration::from_millis(20);
+
 /// Accepts connections and joins each with a new one to the target.
 pub(super) async fn tcp(listener: TcpListener, target: watch::Receiver<SocketAddrV4>) {
     loop {
@@ -47,8 +51,26 @@ pub(super) async fn tcp(listener: TcpListener, target: watch::Receiver<SocketAdd
     }
 }
 
+/// Connects to a Service's address. A pod that is just starting or ending refuses; another one, or the same one a
+/// moment later, takes the connection. Load balancers of clouds see to that with their health checks.
+async fn reach(target: SocketAddrV4) -> io::Result<TcpStream> {
+    use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
+    let until = Instant::now() + CONNECT_FOR;
+    loop {
+        match TcpStream::connect(target).await {
+            Err(error)
+                if matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable)
+                    && Instant::now() < until =>
+            {
+                sleep(CONNECT_PAUSE).await;
+            }
+            connected => return connected,
+        }
+    }
+}
+
 async fn join(mut client: TcpStream, target: SocketAddrV4) -> io::Result<()> {
-    let mut server = match TcpStream::connect(target).await {
+    let mut server = match reach(target).await {
         Ok(server) => server,
         Err(error) => {
             // A reset tells the client what a refused connection would have told it.

@@ -5,7 +5,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::*;
+use super::{forward::CONNECT_PAUSE, *};
 
 /// A host in a namespace of its own; the "node" is the test's namespace, where only loopback is used.
 fn host() -> (NetNs, HostPorts) {
@@ -88,6 +88,23 @@ async fn a_dead_target_resets_the_client() {
     let mut stream = connect(&namespace, listen).await.unwrap();
     let read = timeout(Duration::from_secs(5), stream.read(&mut [0; 8])).await.unwrap();
     assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+/// A pod is Ready before its server listens, and the client came just then.
+#[tokio::test]
+async fn a_target_that_is_just_starting_gets_its_clients() {
+    let (namespace, ports) = host();
+    let target = tokio::net::TcpSocket::new_v4().unwrap();
+    target.bind(SocketAddr::V4(local(0))).unwrap();
+    let forward = Forward { protocol: Protocol::Tcp, listen: local(0), target: v4(target.local_addr().unwrap()) };
+    let listen = ports.open(forward).unwrap();
+    let mut stream = connect(&namespace, listen).await.unwrap();
+    assert!(timeout(CONNECT_PAUSE * 2, stream.read(&mut [0; 8])).await.is_err(), "the client is to be kept");
+    let (mut served, _) = target.listen(1).unwrap().accept().await.unwrap();
+    served.write_all(b"hello").await.unwrap();
+    let mut greeting = [0; 5];
+    timeout(Duration::from_secs(5), stream.read_exact(&mut greeting)).await.unwrap().unwrap();
+    assert_eq!(&greeting, b"hello");
 }
 
 #[tokio::test]

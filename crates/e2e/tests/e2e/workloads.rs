@@ -1,8 +1,14 @@
 //! Pods on nodes: what kubectl does with them, and what the kubelet owes them.
 
 use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, TcpStream},
+    panic::{catch_unwind, resume_unwind},
     process::Command,
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -13,6 +19,7 @@ use crate::{shared, tests};
 
 tests![
     a_rolling_update_fails_no_request,
+    ten_replicas_roll_under_load,
     exec_without_a_terminal,
     exec_with_a_terminal,
     attaching,
@@ -145,6 +152,61 @@ fn a_rolling_update_fails_no_request() {
         .path(&["pods", "-l", "app=web", "--field-selector=status.phase=Running"], "{.items[*].metadata.uid}")
         .unwrap();
     assert!(after.split(' ').filter(|uid| before.contains(*uid)).count() < 3, "none was replaced");
+}
+
+/// One request over a connection of its own; what is wrong with the answer otherwise.
+fn page(port: u16) -> Result<(), String> {
+    let fetch = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = fetch().map_err(|error| error.to_string())?;
+    check(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("</html>"), || format!("got {answer:?}"))
+}
+
+/// Four clients that ask all the time, at most 800 times a second together.
+fn ten_replicas_roll_under_load() {
+    const PORT: u16 = 8094;
+    let kubectl = namespace("rolling-ten");
+    kubectl.run(&["create", "deployment", "web", "--image=nginx:1.25", "--replicas=10"]).ok();
+    kubectl.run(&["expose", "deployment", "web", "--type=LoadBalancer", "--port=8094", "--target-port=80"]).ok();
+    kubectl.run(&["rollout", "status", "deployment/web", "--timeout=120s"]).ok();
+    eventually(PATIENCE, || page(PORT));
+    let (done, asked, failures) = (AtomicBool::new(false), AtomicU32::new(0), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    if let Err(error) = page(PORT) {
+                        failures.lock().unwrap().push(error);
+                    }
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    thread::sleep(Duration::from_millis(5));
+                }
+            });
+        }
+        let started = Instant::now();
+        let rolled = catch_unwind(|| {
+            kubectl.run(&["set", "image", "deployment/web", "nginx=nginx:1.27"]).ok();
+            kubectl.run(&["rollout", "status", "deployment/web", "--timeout=120s"]).ok();
+            // Until the last old pod has ended.
+            eventually(PATIENCE, || {
+                let pods = kubectl.path(&["pods", "-l", "app=web"], "{.items[*].metadata.name}")?;
+                check(pods.split(' ').count() == 10, || pods)
+            });
+        });
+        done.store(true, Ordering::Relaxed);
+        println!("10 replicas rolled in {:.1} s", started.elapsed().as_secs_f64());
+        rolled.unwrap_or_else(|panic| resume_unwind(panic));
+    });
+    let (asked, failures) = (asked.into_inner(), failures.into_inner().unwrap());
+    println!("{asked} requests meanwhile");
+    assert!(failures.is_empty(), "{} of {asked} requests: {failures:#?}", failures.len());
+    assert!(asked > 100, "{asked} requests are no load");
 }
 
 fn exec_without_a_terminal() {

@@ -1,6 +1,6 @@
 //! Ending containers and pods: hooks, grace, sandboxes, directories, and the pod's removal from the API.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::{
@@ -11,17 +11,21 @@ use tokio::{task::JoinSet, time::Instant};
 
 use super::{RETRY, Step, Worker, hooks, plan::Kill};
 use crate::{
+    config::Traffic,
     eviction,
+    kubelet::Kubelet,
     observed::ObservedContainer,
     orphans,
     pod::{PodExt, Role},
     volumes::{api_message, mounts},
 };
 
-/// How long a pod that serves goes on before its containers are asked to end, within its grace. Services learn of its
-/// end at the same moment as the kubelet; what is on its way meanwhile still finds somebody. Upstream leaves this to
-/// `preStop` hooks that sleep.
+/// How long a pod that serves goes on before its containers are asked to end, within its grace, after the node's own
+/// traffic has left it. Other nodes learn of its end at the same moment; what is on its way meanwhile still finds
+/// somebody. Upstream leaves this to `preStop` hooks that sleep.
 const SETTLE: Duration = Duration::from_millis(150);
+/// How long it is waited for that at most: whoever looks after endpoints may be down.
+const LEAVE: Duration = Duration::from_secs(2);
 
 /// What a pod gets that was removed by force, seconds.
 const FORCED_GRACE: i64 = 2;
@@ -164,7 +168,8 @@ impl Worker {
             let settles = known.is_none() && grace > 1 && serves(&self.pod);
             self.stopping.tasks.spawn(async move {
                 if settles {
-                    tokio::time::sleep(SETTLE).await;
+                    let traffic = kubelet.config.traffic.clone();
+                    settle(traffic, &pod_ip, grace_of_pod).await;
                 }
                 stop_container(kubelet, pod, spec, id, pod_ip, left.max(1)).await;
                 handle.wake.notify_one();
@@ -242,10 +247,20 @@ fn serves(pod: &Pod) -> bool {
     conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
+/// Waits until requests to the pod have ended, for a part of its grace.
+async fn settle(traffic: Option<Arc<dyn Traffic>>, pod_ip: &str, grace: Duration) {
+    if let (Some(traffic), Ok(address)) = (traffic, pod_ip.parse())
+        && tokio::time::timeout(LEAVE.min(grace / 4), traffic.left(address)).await.is_err()
+    {
+        tracing::debug!(pod_ip, "the pod ends though Services still lead to it");
+    }
+    tokio::time::sleep(SETTLE).await;
+}
+
 /// Runs the preStop hook and stops a container, both within `grace` seconds.
 async fn stop_container(
-    kubelet: std::sync::Arc<crate::kubelet::Kubelet>,
-    pod: std::sync::Arc<Pod>,
+    kubelet: Arc<Kubelet>,
+    pod: Arc<Pod>,
     container: Option<Container>,
     id: String,
     pod_ip: String,

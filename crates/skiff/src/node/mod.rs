@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use futures::FutureExt as _;
+use futures::{FutureExt as _, future::BoxFuture};
 use k8s_openapi::api::core::v1::Taint;
 use skiff_client::Informers;
 use skiff_cluster::{
@@ -26,6 +26,7 @@ use skiff_images::ImageStore;
 use skiff_kubelet::KUBELET_PORT;
 use skiff_network::nodes::{Local, NodeRoutes};
 use skiff_pki::Pair;
+use skiff_proxy::Members;
 use skiff_runtime::{Runtime, RuntimeConfig};
 use tokio::task::JoinSet;
 
@@ -108,7 +109,8 @@ pub(crate) async fn start(setup: Setup<'_>) -> Result<Node> {
     });
     tasks.spawn(pod_network.clone().follow(informers.clone(), config.node_name.clone()));
     tasks.spawn(follow_routes(informers.clone(), config.clone()));
-    add_proxy(&components, config, &informers)?;
+    let members = Members::default();
+    add_proxy(&components, config, &informers, &members)?;
     let policies = skiff_proxy::Policies::open(&config.node_name).context("cannot enforce network policies")?;
     tasks.spawn(skiff_proxy::serve_health(config.node_name.clone(), informers.clone()));
     tasks.spawn(skiff_proxy::follow_policies(policies, informers.clone()));
@@ -130,7 +132,8 @@ pub(crate) async fn start(setup: Setup<'_>) -> Result<Node> {
     } else {
         tasks.spawn(async move { ports.keep_trying().await });
     }
-    let kubelet = kubelet_config(config, serving, authority_pem)?;
+    let mut kubelet = kubelet_config(config, serving, authority_pem)?;
+    kubelet.traffic = Some(Arc::new(ProxyTraffic(members)));
     components.add(Component::Kubelet, !config.settings.disable.contains(&Component::Kubelet), move || {
         let kubelet = skiff_kubelet::run(
             kubelet.clone(),
@@ -150,8 +153,18 @@ pub(crate) async fn start(setup: Setup<'_>) -> Result<Node> {
     Ok(Node { runtime, tasks, components })
 }
 
+/// What the node's Service proxy tells the kubelet.
+#[derive(Debug)]
+struct ProxyTraffic(Members);
+
+impl skiff_kubelet::Traffic for ProxyTraffic {
+    fn left(&self, pod: IpAddr) -> BoxFuture<'_, ()> {
+        self.0.left(pod).boxed()
+    }
+}
+
 /// The Service proxy. That it cannot work on this machine is said at once.
-fn add_proxy(components: &Components, config: &NodeConfig, informers: &Informers) -> Result<()> {
+fn add_proxy(components: &Components, config: &NodeConfig, informers: &Informers, members: &Members) -> Result<()> {
     let info = skiff_proxy::NodeInfo {
         name: config.node_name.clone(),
         pod_cidr: config.pod_subnet,
@@ -164,12 +177,13 @@ fn add_proxy(components: &Components, config: &NodeConfig, informers: &Informers
         true => Some(open().context("cannot set up the Service proxy")?),
         false => None,
     };
-    let (first, informers) = (parking_lot::Mutex::new(first), informers.clone());
+    let (first, informers, members) = (parking_lot::Mutex::new(first), informers.clone(), members.clone());
     components.add(Component::Proxy, run, move || {
-        let (proxy, informers) = (first.lock().take().map_or_else(&open, Ok), informers.clone());
+        let proxy = first.lock().take().map_or_else(&open, Ok);
+        let (informers, members) = (informers.clone(), members.clone());
         async move {
             match proxy {
-                Ok(proxy) => skiff_proxy::run(proxy, informers).await,
+                Ok(proxy) => skiff_proxy::run(proxy, informers, members).await,
                 Err(error) => tracing::error!(%error, "cannot set up the Service proxy"),
             }
         }
