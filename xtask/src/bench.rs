@@ -6,7 +6,7 @@ use crate::{images, shell, tools};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only these figures: create, idle, pods, writes, size
+    /// Only these figures: create, idle, pods, writes, services, size
     only: Vec<String>,
 }
 

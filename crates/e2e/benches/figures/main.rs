@@ -7,6 +7,7 @@ mod create;
 mod etcd;
 mod idle;
 mod pods;
+mod services;
 mod writes;
 
 use std::process::ExitCode;
@@ -26,12 +27,13 @@ impl Figure {
 
 type Measure = fn() -> Vec<Figure>;
 
-const ALL: [(&str, Measure); 5] = [
+const ALL: [(&str, Measure); 6] = [
     ("size", size),
     ("create", create::measure),
     ("idle", idle::measure),
     ("pods", pods::measure),
     ("writes", writes::measure),
+    ("services", services::measure),
 ];
 
 fn main() -> ExitCode {
