@@ -1,6 +1,6 @@
 //! What pods and nodes use, autoscaling by it, and what a namespace may take.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use skiff_e2e::{Kubectl, Version, eventually, wait::check};
 
@@ -46,6 +46,8 @@ spec:
 
 /// Busy until a file is there.
 const BUSY: &str = "while [ ! -e /tmp/stop ]; do :; done; sleep 100000";
+/// Idle until a file is there, then busy.
+const WAITING: &str = "while [ ! -e /tmp/go ]; do sleep 0.2; done; while :; do :; done";
 const IDLE: &str = "sleep 100000";
 
 fn what_nodes_and_pods_use() {
@@ -90,7 +92,7 @@ fn what_nodes_and_pods_use() {
 
 fn an_autoscaler_follows_a_load() {
     let kubectl = namespace("hpa");
-    kubectl.apply(&deployment("load", 1, BUSY));
+    kubectl.apply(&deployment("load", 1, WAITING));
     kubectl.run(&["rollout", "status", "deployment/load", "--timeout=60s"]).ok();
     kubectl.apply(
         "apiVersion: autoscaling/v2
@@ -112,7 +114,16 @@ spec:
             check(seen == wanted, || format!("{seen}\n{}", kubectl.run(&["describe", "hpa", "load"]).stdout))
         });
     };
+    eventually(PATIENCE, || {
+        let metrics =
+            kubectl.path(&["hpa", "load"], "{.status.currentMetrics[*].resource.current.averageUtilization}")?;
+        check(!metrics.is_empty(), || kubectl.run(&["describe", "hpa", "load"]).stdout)
+    });
+    assert_eq!(kubectl.path(&["deployment", "load"], "{.spec.replicas}").unwrap(), "1");
+    let started = Instant::now();
+    kubectl.run(&["exec", "deployment/load", "--", "touch", "/tmp/go"]).ok();
     replicas("3");
+    println!("the autoscaler answered the load after {:.1} s", started.elapsed().as_secs_f64());
     eventually(PATIENCE, || {
         let shown = kubectl.run(&["get", "hpa", "load"]).result()?;
         check(shown.contains("Deployment/load") && shown.contains("%/10%") && shown.contains("cpu: "), || shown.clone())
