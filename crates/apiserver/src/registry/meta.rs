@@ -193,7 +193,7 @@ pub(crate) fn labels(labels: &Value, at: &str, faults: &mut Faults) {
     for (k, v) in labels.as_object().into_iter().flatten() {
         faults.rule(at, k, names::qualified_name(k));
         let v = v.as_str().unwrap_or_default();
-        faults.rule(&format!("{at}.{k}"), v, names::label_value(v));
+        faults.rule(at, v, names::label_value(v));
     }
 }
 

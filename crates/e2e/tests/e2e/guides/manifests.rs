@@ -10,7 +10,7 @@ use crate::tests;
 tests![every_manifest];
 
 /// The guides' own mistakes, and kinds that are other projects'; all others are taken.
-const REFUSED: &[(&str, &[&str])] = &[
+pub(super) const REFUSED: &[(&str, &[&str])] = &[
     // Notes stand in the file behind the manifest.
     ("architecture-deployment-webapp", &["error parsing", "did not find expected key"]),
     ("architecture-pod-nginx", &["error parsing", "could not find expected ':'"]),
@@ -84,7 +84,7 @@ fn every_manifest() {
 }
 
 /// Makes the namespace that a manifest names.
-fn namespace_of(file: &PathBuf, kubectl: &Kubectl) {
+pub(super) fn namespace_of(file: &PathBuf, kubectl: &Kubectl) {
     let text = fs::read_to_string(file).unwrap();
     if let Some(name) = text.lines().find_map(|line| line.strip_prefix("  namespace: ")) {
         // It may be there already.
@@ -94,6 +94,6 @@ fn namespace_of(file: &PathBuf, kubectl: &Kubectl) {
 }
 
 /// Pods are refused until a controller has made the account that they run as.
-fn account_of(namespace: &str, kubectl: &Kubectl) {
+pub(super) fn account_of(namespace: &str, kubectl: &Kubectl) {
     kubectl.run(&["wait", "--for=create", "serviceaccount/default", "-n", namespace, "--timeout=30s"]).ok();
 }

@@ -1,6 +1,7 @@
 //! The guides' walkthroughs, as written there. `docs/guides.md` says which test shows which command, manifest and
 //! claim; `cargo xtask guides` runs them all.
 
+mod broken;
 mod clusters;
 mod commands;
 mod fastapi;
@@ -20,6 +21,7 @@ use crate::runner::Test;
 pub(crate) fn tests() -> Vec<Test> {
     [
         fastapi::TESTS,
+        broken::TESTS,
         clusters::TESTS,
         operator::TESTS,
         three_tier::TESTS,
