@@ -1,6 +1,6 @@
 //! `metav1.Status`: how the API says no.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use serde_json::{Map, Value, json};
 
@@ -11,10 +11,10 @@ use crate::{kinds::Kind, validation::FieldError};
 pub struct Status {
     pub code: u16,
     /// Empty for what upstream has no reason for.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     pub message: String,
     /// `details`, an object, or `Null`.
-    pub details: Value,
+    pub details: Box<Value>,
 }
 
 impl std::error::Error for Status {}
@@ -45,12 +45,12 @@ fn object_details(name: &str, group: &str, kind: &str) -> Map<String, Value> {
 }
 
 impl Status {
-    pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Status { code, reason, message: message.into(), details: Value::Null }
+    pub fn new(code: u16, reason: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Status { code, reason: reason.into(), message: message.into(), details: Box::default() }
     }
 
     fn about(mut self, name: &str, group: &str, resource: &str) -> Self {
-        self.details = Value::Object(object_details(name, group, resource));
+        self.details = Value::Object(object_details(name, group, resource)).into();
         self
     }
 
@@ -84,7 +84,7 @@ impl Status {
     /// 404 for a path that leads nowhere.
     pub fn no_such_resource() -> Self {
         let mut s = Status::new(404, "NotFound", "the server could not find the requested resource");
-        s.details = json!({});
+        s.details = json!({}).into();
         s
     }
 
@@ -92,7 +92,7 @@ impl Status {
     pub fn method_not_allowed() -> Self {
         let mut s =
             Status::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource");
-        s.details = json!({});
+        s.details = json!({}).into();
         s
     }
 
@@ -165,7 +165,7 @@ impl Status {
             errors.iter().map(|e| json!({"reason": e.reason(), "message": e.body(), "field": e.field})).collect();
         details.insert("causes".into(), causes.into());
         let mut s = Status::new(422, "Invalid", format!("{qualified} {name:?} is invalid: {text}"));
-        s.details = Value::Object(details);
+        s.details = Value::Object(details).into();
         s
     }
 
@@ -177,14 +177,14 @@ impl Status {
     /// 429: try again.
     pub fn too_many_requests(message: impl Into<String>, retry_after_s: u32) -> Self {
         let mut s = Status::new(429, "TooManyRequests", message);
-        s.details = json!({"retryAfterSeconds": retry_after_s});
+        s.details = json!({"retryAfterSeconds": retry_after_s}).into();
         s
     }
 
     /// 500. The message names the fault, as upstream's does.
     pub fn internal(why: impl fmt::Display) -> Self {
         let mut s = Status::new(500, "InternalError", format!("Internal error occurred: {why}"));
-        s.details = json!({"causes": [{"message": why.to_string()}]});
+        s.details = json!({"causes": [{"message": why.to_string()}]}).into();
         s
     }
 
@@ -207,10 +207,10 @@ impl Status {
         object.insert("status".into(), "Failure".into());
         object.insert("message".into(), self.message.clone().into());
         if !self.reason.is_empty() {
-            object.insert("reason".into(), self.reason.into());
+            object.insert("reason".into(), self.reason.as_ref().into());
         }
         if !self.details.is_null() {
-            object.insert("details".into(), self.details.clone());
+            object.insert("details".into(), Value::clone(&self.details));
         }
         object.insert("code".into(), self.code.into());
         Value::Object(object)

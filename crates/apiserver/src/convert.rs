@@ -22,10 +22,18 @@ pub fn to_stored(kind: &Kind, mut value: Value) -> Value {
 
 /// An object in the version that the client asked for; `None` if that is the stored one.
 pub fn from_stored(kind: &Kind, bytes: &[u8]) -> Option<Value> {
+    match kind.storage {
+        Storage::Version { .. } => from_stored_value(kind, &serde_json::from_slice(bytes).ok()?),
+        _ => None,
+    }
+}
+
+/// The same for an object that has been parsed.
+pub fn from_stored_value(kind: &Kind, stored: &Value) -> Option<Value> {
     if !matches!(kind.storage, Storage::Version { .. }) {
         return None;
     }
-    let mut value: Value = serde_json::from_slice(bytes).ok()?;
+    let mut value = stored.clone();
     match (kind.group, kind.kind) {
         ("events.k8s.io", _) => rename(&mut value, EVENT, false),
         ("autoscaling", _) => autoscaler_to_v1(&mut value),

@@ -35,7 +35,7 @@ fn of_version(kinds: &[&'static Kind], group: &str, version: &str) -> Vec<&'stat
 }
 
 /// Kind, group, version and verbs of a subresource.
-fn subresource(kind: &Kind, name: &str) -> (&'static str, &'static str, &'static str, &'static [&'static str]) {
+pub fn subresource(kind: &Kind, name: &str) -> (&'static str, &'static str, &'static str, &'static [&'static str]) {
     const READ_WRITE: &[&str] = &["get", "patch", "update"];
     match name {
         "scale" => ("Scale", "autoscaling", "v1", READ_WRITE),

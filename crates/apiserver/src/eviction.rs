@@ -27,6 +27,11 @@ pub(crate) async fn evict(engine: &Engine, asked: &Asked<'_>) -> Result<Response
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
     let mut options = delete_options(asked, &body["deleteOptions"])?;
+    // What is asked about is the eviction, and not the deletion that it leads to.
+    let mut write = asked.plain_options()?;
+    write.dry_run |= options.dry_run;
+    asked.admitted(engine, &write, body).await?;
+    write.past_hooks = true;
     let pod = engine.get(asked.resource, asked.namespace(), &asked.info.name).await?;
     let value = pod.value();
     // What is over, going or not yet running is nobody's loss.
@@ -39,7 +44,6 @@ pub(crate) async fn evict(engine: &Engine, asked: &Asked<'_>) -> Result<Response
         }
     }
     options.uid.get_or_insert_with(|| pod.uid.to_string());
-    let write = WriteOptions::parse(asked.query)?;
     let cx = Context { user: asked.user, options: &write };
     engine.delete(&cx, asked.resource, asked.namespace(), &asked.info.name, &options).await?;
     let success = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
@@ -49,7 +53,7 @@ pub(crate) async fn evict(engine: &Engine, asked: &Asked<'_>) -> Result<Response
 /// Says in the pod's status why it goes.
 async fn mark(engine: &Engine, asked: &Asked<'_>) -> Result<(), Status> {
     let user = User::known("system:apiserver", &[MASTERS]);
-    let options = WriteOptions::default();
+    let options = WriteOptions { past_hooks: true, ..WriteOptions::default() };
     let cx = Context { user: &user, options: &options };
     let change = |old: &Value| {
         let mut new = old.clone();
@@ -87,7 +91,7 @@ async fn take_disruption(engine: &Engine, asked: &Asked<'_>, pod: &Value, dry_ru
         return Ok(());
     }
     let user = User::known("system:apiserver", &[MASTERS]);
-    let options = WriteOptions { dry_run, ..WriteOptions::default() };
+    let options = WriteOptions { dry_run, past_hooks: true, ..WriteOptions::default() };
     let cx = Context { user: &user, options: &options };
     let change = |old: &Value| take(old, &asked.info.name);
     engine.update(&cx, budgets, &budget.namespace, &budget.name, Part::Status, "status", &change).await?;
@@ -113,7 +117,8 @@ fn refused(message: String, retry_after_s: Option<u32>) -> Status {
     status.details = match retry_after_s {
         Some(seconds) => json!({"causes": causes, "retryAfterSeconds": seconds}),
         None => json!({"causes": causes}),
-    };
+    }
+    .into();
     status
 }
 

@@ -15,9 +15,11 @@ mod authn;
 mod bootstrap;
 mod cache;
 mod cel;
+mod connect;
 mod convert;
 mod custom;
 mod discovery;
+mod endpoints;
 mod eviction;
 mod gate;
 mod http;
@@ -38,6 +40,7 @@ mod server;
 mod services;
 mod subresources;
 mod usage;
+mod webhook;
 
 pub use self::{
     auth::{MASTERS, ServiceAccountTokens, TokenError, User},

@@ -200,7 +200,7 @@ impl<'a> Application<'a> {
                     })
                     .collect();
                 let mut status = Status::new(409, "Conflict", error.to_string());
-                status.details = json!({"causes": causes});
+                status.details = json!({"causes": causes}).into();
                 status
             }
             ApplyError::Malformed(_) => {

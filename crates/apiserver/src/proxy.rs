@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use crate::{
+    endpoints,
     http::{Body, read_body, text},
     object::meta_str,
     registry::{
@@ -436,24 +437,7 @@ async fn service_target(
         .as_str()
         .unwrap_or_default()
         .to_owned();
-    let slices = engine.registry.builtin("discovery.k8s.io", "endpointslices");
-    let filter = crate::object::Filter { namespace: info.namespace.clone(), ..Default::default() };
-    let listed = slices.cache.list(&filter, 0, None).await.map_err(|e| cache_status(&e))?;
-    let mut targets = Vec::new();
-    for slice in listed.objects.iter().filter(|s| s.label("kubernetes.io/service-name") == Some(name)) {
-        let slice = slice.value();
-        let number = slice["ports"].as_array().into_iter().flatten();
-        let number =
-            number.filter(|p| p["name"].as_str().unwrap_or_default() == port_name).find_map(|p| p["port"].as_u64());
-        let Some(number) = number.and_then(|n| u16::try_from(n).ok()) else { continue };
-        for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
-            if endpoint["conditions"]["ready"] != false
-                && let Some(ip) = endpoint["addresses"][0].as_str()
-            {
-                targets.push((ip.to_owned(), number));
-            }
-        }
-    }
+    let mut targets = endpoints::ready(&engine.registry, &info.namespace, name, &port_name).await?;
     if targets.is_empty() {
         return Err(Status::unavailable(format!(
             "no endpoints available for service {:?}",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::{HeaderMap, Method, Uri};
 use parking_lot::Mutex;
 use skiff_api::{
-    Status,
+    Kind, Status,
     selector::{FieldSelector, LabelSelector},
     validation::FieldError,
 };
@@ -201,6 +201,23 @@ pub struct WriteOptions {
     pub field_validation: FieldValidation,
     pub warnings: Warnings,
     pub tracking: Tracking,
+    /// The kind that the client asked for, if it is another version of the stored one.
+    pub requested: Option<&'static Kind>,
+    /// Whether webhooks and policies have been asked before, or are not to be: they have no say in what the server
+    /// does on its own account.
+    pub past_hooks: bool,
+    /// What of this the client has said itself.
+    pub given: Given,
+}
+
+/// Options of a write as the client gave them, for webhooks and policies to see.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    pub manager: Option<String>,
+    pub validation: Option<String>,
+    /// Whether the write is a patch, and `force` of an apply.
+    pub patch: bool,
+    pub force: Option<bool>,
 }
 
 /// Longest name of a field manager.
@@ -231,7 +248,16 @@ fn bad_option(fault: FieldError) -> Status {
 
 impl WriteOptions {
     pub fn parse(query: &Query) -> Result<WriteOptions, Status> {
-        let mut options = WriteOptions::default();
+        let given = |name: &str| query.get(name).filter(|v| !v.is_empty()).map(str::to_owned);
+        let mut options = WriteOptions {
+            given: Given {
+                manager: given("fieldManager"),
+                validation: given("fieldValidation"),
+                patch: false,
+                force: query.get("force").map(|_| query.flag("force")),
+            },
+            ..WriteOptions::default()
+        };
         for value in query.get_all("dryRun").filter(|v| !v.is_empty()) {
             if value != "All" {
                 let given: Vec<&str> = query.get_all("dryRun").collect();

@@ -10,6 +10,7 @@ use skiff_api::{Kind, Status, decode, patch, protobuf, validation::FieldError};
 use skiff_store::Revision;
 
 use crate::{
+    admission::{Attributes, Operation},
     auth::User,
     cache::{CacheError, CacheWatch, Signal, event_line},
     convert,
@@ -23,7 +24,7 @@ use crate::{
         engine::{Context, DeleteOptions, Deleted, Engine, Part, Propagation, Written, cache_status},
     },
     render::{Accepted, Form, Renderer, encoded, warn},
-    request::{FieldValidation, ListOptions, Query, RequestInfo, WriteOptions, check_manager},
+    request::{FieldValidation, ListOptions, Query, RequestInfo, Warnings, WriteOptions, check_manager},
 };
 
 /// A request for a resource after authentication and authorization.
@@ -38,6 +39,8 @@ pub struct Asked<'a> {
     pub version: Option<Arc<Version>>,
     pub accepted: Accepted,
     pub body: Bytes,
+    /// What the client is told beside the answer, also beside a refusal.
+    pub warnings: Warnings,
 }
 
 impl Asked<'_> {
@@ -63,7 +66,32 @@ impl Asked<'_> {
 
     /// The options of a write; what it changes belongs to whoever asks.
     pub fn write_options(&self) -> Result<WriteOptions, Status> {
-        WriteOptions::tracked(self.query, self.headers)
+        Ok(self.named(WriteOptions::tracked(self.query, self.headers)?))
+    }
+
+    /// The options of a write whose owners are kept otherwise, or not at all.
+    pub fn plain_options(&self) -> Result<WriteOptions, Status> {
+        Ok(self.named(WriteOptions::parse(self.query)?))
+    }
+
+    fn named(&self, mut options: WriteOptions) -> WriteOptions {
+        options.requested = Some(self.kind);
+        options.given.patch = self.info.verb == "patch";
+        options.warnings = self.warnings.clone();
+        options
+    }
+
+    /// Asks webhooks and policies about what is sent to a subresource; they may change it.
+    pub async fn admitted(&self, engine: &Engine, options: &WriteOptions, sent: Value) -> Result<Value, Status> {
+        let mut sent = sent;
+        let subresource = if self.info.subresource.is_empty() { "binding" } else { self.info.subresource.as_str() };
+        let attributes = Attributes {
+            namespace: self.namespace().to_owned(),
+            name: self.info.name.clone(),
+            ..Attributes::new(self.user, Operation::Create, self.resource.kind, subresource, options)
+        };
+        engine.admission.ask(&attributes, &mut sent).await?;
+        Ok(sent)
     }
 
     /// What users of a deprecated version are told.
@@ -479,7 +507,6 @@ pub async fn create(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>
     let mut response = asked.renderer().object(201, &written.bytes);
     warn(&mut response, &warnings);
     warn(&mut response, &asked.deprecation());
-    warn(&mut response, &options.warnings.take());
     Ok(response)
 }
 
@@ -525,7 +552,6 @@ pub async fn update(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Re
     let mut response = asked.renderer().object(code, &written.bytes);
     warn(&mut response, &warnings);
     warn(&mut response, &asked.deprecation());
-    warn(&mut response, &options.warnings.take());
     Ok(response)
 }
 
@@ -653,7 +679,7 @@ pub async fn patch(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Res
 /// Server-side apply: the body is the configuration of one manager.
 async fn apply(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Response<Body>, Status> {
     let name = &asked.info.name;
-    let options = WriteOptions::parse(asked.query)?;
+    let options = asked.plain_options()?;
     let (mut config, mut warnings) =
         decode_object(asked.kind, YAML, &asked.body, options.field_validation, asked.version.as_deref())?;
     let given = meta_str(&config, "name");
@@ -669,7 +695,6 @@ async fn apply(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Respons
     let mut response = asked.renderer().object(if created { 201 } else { 200 }, &written.bytes);
     warn(&mut response, &warnings);
     warn(&mut response, &asked.deprecation());
-    warn(&mut response, &options.warnings.take());
     Ok(response)
 }
 
@@ -802,14 +827,13 @@ pub fn delete_options(asked: &Asked<'_>, body: &Value) -> Result<DeleteOptions, 
 
 pub async fn delete(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
     let options = delete_options(asked, &delete_body(asked)?)?;
-    let write = WriteOptions::default();
+    let write = asked.plain_options()?;
     let cx = Context { user: asked.user, options: &write };
     let deleted = engine.delete(&cx, asked.resource, asked.namespace(), &asked.info.name, &options).await?;
-    let mut response = match deleted {
+    let response = match deleted {
         Deleted::Gone(status) => encoded(asked.accepted, 200, status.to_string().into()),
         Deleted::Last(bytes) | Deleted::Pending(bytes) => asked.renderer().object(200, &bytes),
     };
-    warn(&mut response, &write.warnings.take());
     Ok(response)
 }
 
@@ -817,7 +841,7 @@ pub async fn delete_collection(engine: &Engine, asked: &Asked<'_>) -> Result<Res
     let options = delete_options(asked, &delete_body(asked)?)?;
     let list = ListOptions::parse(asked.query, asked.namespace())?;
     check_fields(asked, &list)?;
-    let write = WriteOptions::default();
+    let write = asked.plain_options()?;
     let cx = Context { user: asked.user, options: &write };
     let deleted = engine.delete_collection(&cx, asked.resource, &list, &options).await?;
     let revision = engine.store.revision();

@@ -23,10 +23,10 @@ use skiff_store::Store;
 use tokio::net::TcpListener;
 
 use crate::{
-    admission::Admission,
+    admission::{Admission, Attributes, Operation},
     auth::{self, ServiceAccountTokens, User},
     authn::Authenticator,
-    bootstrap, custom, discovery, eviction,
+    bootstrap, connect, custom, discovery, eviction,
     gate::Gate,
     http::{Body, BoxError, failure, full, json as json_response, read_body, respond, text},
     metrics::Metrics,
@@ -39,7 +39,7 @@ use crate::{
         engine::{Engine, Part},
     },
     render::{self, encoded},
-    request::{Query, RequestInfo},
+    request::{Query, RequestInfo, Warnings},
     resources::{self, Asked},
     reviews,
     services::{ServiceAddresses, ServiceRange},
@@ -93,6 +93,8 @@ impl ApiServer {
                     registry: registry.clone(),
                     authorizer: authorizer.clone(),
                     default_class: Default::default(),
+                    hooks: Default::default(),
+                    policies: Default::default(),
                 },
                 registry,
                 store: config.store,
@@ -236,7 +238,7 @@ impl ApiServer {
             Status::forbidden(&info.group, &info.resource, &info.name, why)
         } else {
             let mut status = Status::new(403, "Forbidden", why);
-            status.details = json!({});
+            status.details = json!({}).into();
             status
         })
     }
@@ -320,6 +322,7 @@ impl ApiServer {
         if !info.subresource.is_empty() && !kind.has_subresource(&info.subresource) {
             return Err(Status::no_such_resource());
         }
+        connect::admit(&self.engine, &user, kind, info, query).await?;
         if kind.plural == "pods" && ["log", "exec", "attach", "portforward"].contains(&info.subresource.as_str()) {
             return proxy::to_kubelet(&self.engine, &self.backends, info, query, request).await;
         }
@@ -341,8 +344,22 @@ impl ApiServer {
         }
         let version = resource.version(kind.version);
         let headers = &parts.headers;
-        let asked = Asked { info, query, headers, user: &user, kind, resource: &resource, version, accepted, body };
-        self.verb(&asked).await
+        let warnings = Warnings::default();
+        let asked = Asked {
+            info,
+            query,
+            headers,
+            user: &user,
+            kind,
+            resource: &resource,
+            version,
+            accepted,
+            body,
+            warnings: warnings.clone(),
+        };
+        let mut response = self.verb(&asked).await.unwrap_or_else(|status| failure(&status));
+        render::warn(&mut response, &warnings.take());
+        Ok(response)
     }
 
     async fn verb(&self, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
@@ -403,6 +420,7 @@ impl ApiServer {
                 version: None,
                 accepted,
                 body,
+                warnings: Warnings::default(),
             };
             let binding = resources::decode_bytes(asked.media_type(), &asked.body)?.value;
             let name = binding["metadata"]["name"].as_str().unwrap_or_default().to_owned();
@@ -411,7 +429,12 @@ impl ApiServer {
         let media_type = headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let media_type = media_type.split(';').next().unwrap_or_default();
         let options = crate::request::WriteOptions::parse(query)?;
-        let (value, warnings) = resources::decode_object(kind, media_type, &body, options.field_validation, None)?;
+        let (mut value, warnings) = resources::decode_object(kind, media_type, &body, options.field_validation, None)?;
+        let attributes = Attributes {
+            namespace: if kind.namespaced { info.namespace.clone() } else { String::new() },
+            ..Attributes::new(&user, Operation::Create, kind, "", &options)
+        };
+        self.engine.admission.ask(&attributes, &mut value).await?;
         let answer = match kind.kind {
             "TokenReview" => self.authenticator.review(value).await,
             "SelfSubjectRulesReview" => reviews::rules(&self.authorizer, value, &user)?,

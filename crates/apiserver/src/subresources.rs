@@ -14,7 +14,7 @@ use crate::{
     object::{meta_mut, meta_str},
     registry::engine::{Context, Engine, Part},
     render::encoded,
-    request::{FieldValidation, WriteOptions},
+    request::FieldValidation,
     resources::{APPLY, Asked, applied, decode_bytes, patched},
 };
 
@@ -26,7 +26,7 @@ fn body_of(asked: &Asked<'_>, type_name: &str) -> Result<Value, Status> {
 }
 
 /// `metadata` of an object that stands for another one.
-fn scale_of(object: &Value, of: Option<&Scale>) -> Value {
+pub(crate) fn scale_of(object: &Value, of: Option<&Scale>) -> Value {
     let meta = &object["metadata"];
     let mut metadata = json!({});
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
@@ -74,6 +74,12 @@ fn set_at(value: &mut Value, pointer: &str, wanted: Value) {
         at = &mut at[part];
     }
     *at = wanted;
+}
+
+/// Sets the number of replicas of anything that has one.
+pub(crate) fn set_replicas(object: &mut Value, of: Option<&Scale>, replicas: i64) {
+    let path = of.map_or("/spec/replicas".to_owned(), |of| of.spec_replicas.replace('.', "/"));
+    set_at(object, &path, replicas.into());
 }
 
 /// `scale`: the number of replicas of anything that has one.
@@ -131,8 +137,7 @@ pub async fn scale(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>,
             return Err(Status::invalid("autoscaling", "Scale", &asked.info.name, &[e]));
         }
         let mut new = old.clone();
-        let path = of.map_or("/spec/replicas".to_owned(), |of| of.spec_replicas.replace('.', "/"));
-        set_at(&mut new, &path, replicas.into());
+        set_replicas(&mut new, of, replicas);
         let meta = meta_mut(&mut new);
         match scale["metadata"]["resourceVersion"].as_str().filter(|v| !v.is_empty()) {
             Some(rv) => meta.insert("resourceVersion".into(), rv.into()),
@@ -158,10 +163,9 @@ async fn apply_scale(engine: &Engine, asked: &Asked<'_>, of: Option<&Scale>) -> 
         config["metadata"]["resourceVersion"] = rv.into();
     }
     if let Some(replicas) = scale["spec"]["replicas"].as_i64() {
-        let path = of.map_or("/spec/replicas".to_owned(), |of| of.spec_replicas.replace('.', "/"));
-        set_at(&mut config, &path, replicas.into());
+        set_replicas(&mut config, of, replicas);
     }
-    let options = WriteOptions::parse(asked.query)?;
+    let options = asked.plain_options()?;
     let (written, _) = applied(engine, asked, Part::Main, options, config).await?;
     let value: Value = serde_json::from_slice(&written.bytes).map_err(Status::internal)?;
     Ok(encoded(asked.accepted, 200, scale_of(&value, of).to_string().into()))
@@ -169,8 +173,12 @@ async fn apply_scale(engine: &Engine, asked: &Asked<'_>, of: Option<&Scale>) -> 
 
 /// `pods/binding`: a pod gets its node, once.
 pub async fn bind(engine: &Engine, asked: &Asked<'_>, pod: &str) -> Result<Response<Body>, Status> {
-    let options = WriteOptions::parse(asked.query)?;
-    let binding = body_of(asked, "api.core.v1.Binding")?;
+    let mut options = asked.plain_options()?;
+    let mut binding = body_of(asked, "api.core.v1.Binding")?;
+    binding["kind"] = "Binding".into();
+    binding["apiVersion"] = "v1".into();
+    let binding = asked.admitted(engine, &options, binding).await?;
+    options.past_hooks = true;
     let target = &binding["target"];
     let mut faults = Faults::default();
     if !matches!(target["kind"].as_str().unwrap_or_default(), "" | "Node") {
@@ -244,6 +252,9 @@ pub async fn token(
     asked: &Asked<'_>,
 ) -> Result<Response<Body>, Status> {
     let mut request = body_of(asked, "api.authentication.v1.TokenRequest")?;
+    request["kind"] = "TokenRequest".into();
+    request["apiVersion"] = "authentication.k8s.io/v1".into();
+    let mut request = asked.admitted(engine, &asked.plain_options()?, request).await?;
     let account = engine.get(asked.resource, asked.namespace(), &asked.info.name).await?;
     let spec = &request["spec"];
     let seconds = spec["expirationSeconds"].as_i64().unwrap_or(3600);
@@ -306,8 +317,6 @@ pub async fn token(
         }
     }
     let (token, ends) = tokens.issue(&wanted).map_err(Status::internal)?;
-    request["kind"] = "TokenRequest".into();
-    request["apiVersion"] = "authentication.k8s.io/v1".into();
     request["metadata"] = json!({"name": &*account.name, "namespace": &*account.namespace, "creationTimestamp": now()});
     request["spec"]["expirationSeconds"] = seconds.into();
     request["status"] = json!({"token": token, "expirationTimestamp": ends.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()});

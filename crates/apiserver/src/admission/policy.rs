@@ -8,54 +8,61 @@ use cel::Value as CelValue;
 use serde_json::{Value, json};
 use skiff_api::{Status, selector::LabelSelector};
 
-use super::{Admission, Attributes, Operation};
-use crate::{cel as expressions, object::Object, registry::Resource, reviews};
+use super::{
+    Admission, Attributes,
+    matching::{self, Asked, Compiled, Constraints},
+    variables,
+    view::View,
+};
+use crate::{cel as expressions, object::Object, registry::Resource};
 
 const GROUP: &str = "admissionregistration.k8s.io";
 
-/// What policies and webhooks are never asked about: they could lock everybody out.
-const EXEMPT: [&str; 6] = [
-    "validatingadmissionpolicies",
-    "validatingadmissionpolicybindings",
-    "mutatingadmissionpolicies",
-    "mutatingadmissionpolicybindings",
-    "validatingwebhookconfigurations",
-    "mutatingwebhookconfigurations",
-];
+/// A policy or binding with its constraints, read once.
+struct Read {
+    value: Value,
+    constraints: Option<Constraints>,
+}
 
-/// What a request is, as rules and selectors see it.
-struct Asked<'a> {
-    a: &'a Attributes<'a>,
-    object: &'a Value,
-    old: &'a Value,
-    /// The namespace of the object, if it is in one.
-    namespace: Value,
+impl Read {
+    fn of(object: &Object, constraints: &str) -> Read {
+        let value = object.value();
+        let of = &value["spec"][constraints];
+        Read { constraints: of.is_object().then(|| Constraints::read(of, "resourceRules")), value }
+    }
+
+    fn name(&self) -> &str {
+        self.value["metadata"]["name"].as_str().unwrap_or_default()
+    }
+}
+
+/// The validating policies and their bindings.
+#[derive(Default)]
+pub struct Policies {
+    policies: Compiled<Read>,
+    bindings: Compiled<Read>,
 }
 
 /// Lets all policies that are bound say what they think.
-pub(super) async fn admit(
-    admission: &Admission,
-    a: &Attributes<'_>,
-    value: &Value,
-    old: Option<&Value>,
-) -> Result<(), Status> {
-    let registry = &admission.registry;
-    let bindings = registry.builtin(GROUP, "validatingadmissionpolicybindings");
-    bindings.cache.fresh().await.map_err(Status::internal)?;
-    if bindings.cache.is_empty() || (a.resource.group == GROUP && EXEMPT.contains(&a.resource.plural)) {
+pub(super) async fn admit(admission: &Admission, a: &Attributes<'_>, value: &Value, old: &Value) -> Result<(), Status> {
+    if matching::is_exempt(a) {
         return Ok(());
     }
-    let policies = registry.builtin(GROUP, "validatingadmissionpolicies");
-    policies.cache.fresh().await.map_err(Status::internal)?;
-    let namespace = namespace_of(admission, a).await?;
-    let null = Value::Null;
-    let asked = Asked { a, object: value, old: old.unwrap_or(&null), namespace };
+    let registry = &admission.registry;
+    let of = |plural| &registry.builtin(GROUP, plural).cache;
+    let read = &admission.policies;
+    let bindings = read.bindings.of(of("validatingadmissionpolicybindings"), |o| Read::of(o, "matchResources")).await?;
+    if bindings.is_empty() {
+        return Ok(());
+    }
+    let policies = read.policies.of(of("validatingadmissionpolicies"), |o| Read::of(o, "matchConstraints")).await?;
+    let namespace = matching::namespace_of(registry, a).await?;
+    let asked = Asked { a, object: value, old, namespace: &namespace };
     let mut denied = Vec::new();
-    for binding in bindings.cache.peek_all() {
-        let binding = binding.value();
-        let name = binding["spec"]["policyName"].as_str().unwrap_or_default();
-        let Some(policy) = policies.cache.peek(&policies.key("", name)) else { continue };
-        judge(admission, &asked, &policy, &binding, &mut denied).await;
+    for (_, binding) in bindings.iter() {
+        let named = binding.value["spec"]["policyName"].as_str().unwrap_or_default();
+        let Some((_, policy)) = policies.iter().find(|(_, p)| p.name() == named) else { continue };
+        judge(admission, &asked, policy, binding, &mut denied).await?;
     }
     match denied.into_iter().next() {
         None => Ok(()),
@@ -63,115 +70,33 @@ pub(super) async fn admit(
     }
 }
 
-async fn namespace_of(admission: &Admission, a: &Attributes<'_>) -> Result<Value, Status> {
-    let name = match a.is("", "namespaces") {
-        true => a.name.as_str(),
-        false => a.namespace.as_str(),
-    };
-    if name.is_empty() {
-        return Ok(Value::Null);
-    }
-    let namespaces = admission.registry.builtin("", "namespaces");
-    let found = namespaces.cache.get(&namespaces.key("", name)).await.map_err(Status::internal)?;
-    Ok(found.map(|n| n.value()).unwrap_or_default())
-}
-
 /// A policy's refusal: forbidden by its words, with the code of its reason.
 fn refusal(a: &Attributes<'_>, reason: &str, message: &str) -> Status {
     let mut status = a.refuse(message);
-    (status.code, status.reason) = match reason {
+    let (code, reason) = match reason {
         "Unauthorized" => (401, "Unauthorized"),
         "Forbidden" => (403, "Forbidden"),
         "RequestEntityTooLarge" => (413, "RequestEntityTooLarge"),
         _ => (422, "Invalid"),
     };
+    (status.code, status.reason) = (code, reason.into());
     status.details["causes"] = json!([{"message": message}]);
     status
-}
-
-/// Whether rules of resources and selectors choose this request.
-fn matches(constraints: &Value, asked: &Asked<'_>) -> bool {
-    let selected = |selector: &Value, labels: &Value| {
-        selector.is_null()
-            || LabelSelector::from_value(selector)
-                .is_ok_and(|s| s.matches(|key| labels.get(key).and_then(Value::as_str)))
-    };
-    let within = asked.namespace.is_object() || asked.a.resource.namespaced;
-    if within && !selected(&constraints["namespaceSelector"], &asked.namespace["metadata"]["labels"]) {
-        return false;
-    }
-    let of_object = |o: &Value| o.is_object() && selected(&constraints["objectSelector"], &o["metadata"]["labels"]);
-    if !constraints["objectSelector"].is_null() && !of_object(asked.object) && !of_object(asked.old) {
-        return false;
-    }
-    let any = |list: &Value| list.as_array().into_iter().flatten().any(|rule| rule_matches(rule, asked.a));
-    if any(&constraints["excludeResourceRules"]) {
-        return false;
-    }
-    match constraints["resourceRules"].as_array() {
-        Some(rules) if !rules.is_empty() => any(&constraints["resourceRules"]),
-        _ => true,
-    }
-}
-
-fn rule_matches(rule: &Value, a: &Attributes<'_>) -> bool {
-    let has = |field: &str, wanted: &str| rule[field].as_array().into_iter().flatten().any(|v| v == "*" || v == wanted);
-    let operation = match a.operation {
-        Operation::Create => "CREATE",
-        Operation::Update => "UPDATE",
-        Operation::Delete => "DELETE",
-    };
-    let of = |name: &str| name == "*" || name == a.resource.plural;
-    let resources = rule["resources"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    let resource = resources.into_iter().any(|r| match r.split_once('/') {
-        None => a.subresource.is_empty() && of(r),
-        Some((r, sub)) => of(r) && (sub == "*" || sub == a.subresource),
-    });
-    let names = rule["resourceNames"].as_array();
-    let scope = match rule["scope"].as_str() {
-        Some("Namespaced") => a.resource.namespaced,
-        Some("Cluster") => !a.resource.namespaced,
-        _ => true,
-    };
-    resource
-        && scope
-        && has("operations", operation)
-        && has("apiGroups", a.resource.group)
-        && (rule["apiVersions"].is_null() || has("apiVersions", a.resource.version))
-        && names.is_none_or(|n| n.is_empty() || n.iter().any(|n| n == a.name.as_str()))
-}
-
-/// `request` as expressions see it.
-fn request_of(a: &Attributes<'_>) -> Value {
-    let operation = match a.operation {
-        Operation::Create => "CREATE",
-        Operation::Update => "UPDATE",
-        Operation::Delete => "DELETE",
-    };
-    let kind = json!({"group": a.resource.group, "version": a.resource.version, "kind": a.resource.kind});
-    let resource = json!({"group": a.resource.group, "version": a.resource.version, "resource": a.resource.plural});
-    json!({
-        "kind": kind, "requestKind": kind, "resource": resource, "requestResource": resource,
-        "subResource": a.subresource, "requestSubResource": a.subresource,
-        "name": a.name, "namespace": a.namespace, "operation": operation, "dryRun": a.dry_run,
-        "userInfo": reviews::user_value(a.user), "options": {},
-    })
 }
 
 /// The objects that a binding names as parameters, each of which the policy is asked with; `None` for none at all.
 async fn parameters(
     admission: &Admission,
-    asked: &Asked<'_>,
+    a: &Attributes<'_>,
     policy: &Value,
     binding: &Value,
 ) -> Result<Vec<Value>, String> {
-    let kind = &policy["spec"]["paramKind"];
-    let reference = &binding["spec"]["paramRef"];
+    let (kind, reference) = (&policy["paramKind"], &binding["paramRef"]);
     if !kind.is_object() || !reference.is_object() {
         return Ok(vec![Value::Null]);
     }
     let resource = resource_of(admission, kind).await?;
-    let own = reference["namespace"].as_str().unwrap_or(&asked.a.namespace);
+    let own = reference["namespace"].as_str().unwrap_or(&a.namespace);
     let namespace = if resource.kind.namespaced { own } else { "" };
     let found: Vec<Value> = match reference["name"].as_str().filter(|n| !n.is_empty()) {
         Some(name) => {
@@ -205,23 +130,27 @@ async fn resource_of(admission: &Admission, kind: &Value) -> Result<Arc<Resource
 async fn judge(
     admission: &Admission,
     asked: &Asked<'_>,
-    policy: &Object,
-    binding: &Value,
+    policy: &Read,
+    binding: &Read,
     denied: &mut Vec<(String, String)>,
-) {
-    let policy = policy.value();
-    let spec = &policy["spec"];
-    if !matches(&spec["matchConstraints"], asked)
-        || (binding["spec"]["matchResources"].is_object() && !matches(&binding["spec"]["matchResources"], asked))
+) -> Result<(), Status> {
+    let spec = &policy.value["spec"];
+    let Some(constraints) = &policy.constraints else { return Ok(()) };
+    let Some(kind) = constraints.choose(&admission.registry, asked)? else { return Ok(()) };
+    if let Some(more) = &binding.constraints
+        && more.choose(&admission.registry, asked)?.is_none()
     {
-        return;
+        return Ok(());
     }
+    // What expressions see is what the policy's rules are about.
+    let view = View::new(admission, asked.a, kind);
+    let (object, old) = (view.show(asked.object).await?, view.show(asked.old).await?);
+    let asked = Asked { object: &object, old: &old, ..*asked };
     let fails = spec["failurePolicy"] != "Ignore";
-    let name = |o: &Value| o["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let mut deny = |reason: &str, message: &str| {
-        let actions = &binding["spec"]["validationActions"];
+        let actions = &binding.value["spec"]["validationActions"];
         let has = |action: &str| actions.as_array().is_some_and(|a| a.iter().any(|a| a == action));
-        let (policy, binding) = (name(&policy), name(binding));
+        let (policy, binding) = (policy.name(), binding.name());
         if has("Warn") {
             let text = format!(
                 "Validation failed for ValidatingAdmissionPolicy '{policy}' with binding '{binding}': {message}"
@@ -237,20 +166,18 @@ async fn judge(
             denied.push((reason.to_owned(), text));
         }
     };
-    let parameters = match parameters(admission, asked, &policy, binding).await {
+    let parameters = match parameters(admission, asked.a, spec, &binding.value["spec"]).await {
         Ok(list) => list,
-        Err(e) if fails => return deny("Invalid", &format!("failed to configure binding: {e}")),
-        Err(_) => return,
+        Err(e) if fails => {
+            deny("Invalid", &format!("failed to configure binding: {e}"));
+            return Ok(());
+        }
+        Err(_) => return Ok(()),
     };
     for parameter in parameters {
-        let mut variables: Vec<(&str, CelValue)> = vec![
-            ("object", expressions::value(asked.object)),
-            ("oldObject", expressions::value(asked.old)),
-            ("request", expressions::value(&request_of(asked.a))),
-            ("namespaceObject", expressions::value(&asked.namespace)),
-            ("params", expressions::value(&parameter)),
-        ];
-        match conditions(spec, &variables) {
+        let mut variables = variables::of_request(&asked, kind);
+        variables.push(("params", expressions::value(&parameter)));
+        match variables::conditions(&spec["matchConditions"], &variables) {
             Ok(true) => {}
             Ok(false) => continue,
             Err(e) if fails => {
@@ -274,20 +201,7 @@ async fn judge(
             }
         }
     }
-}
-
-/// Whether all conditions of a policy hold; one that does not excuses another's fault.
-fn conditions(spec: &Value, variables: &[(&str, CelValue)]) -> Result<bool, String> {
-    let mut fault = None;
-    for condition in spec["matchConditions"].as_array().into_iter().flatten() {
-        let expression = condition["expression"].as_str().unwrap_or_default();
-        match expressions::holds(expression, variables) {
-            Ok(true) => {}
-            Ok(false) => return Ok(false),
-            Err(e) => fault = Some(format!("expression '{expression}' resulted in error: {e}")),
-        }
-    }
-    fault.map_or(Ok(true), Err)
+    Ok(())
 }
 
 /// `variables`: each may use those before it. One that fails is missing where it is used.

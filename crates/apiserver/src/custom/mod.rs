@@ -5,6 +5,7 @@
 
 pub(crate) mod columns;
 pub(crate) mod controller;
+pub(crate) mod conversion;
 mod formats;
 mod rules;
 pub(crate) mod schema;

@@ -363,20 +363,15 @@ mod tests {
     use skiff_api::kinds::by_resource;
 
     use super::*;
-    use crate::{auth::User, request::Warnings};
+    use crate::{auth::User, request::WriteOptions};
 
     fn decided(quota: &Value, pod: &Value) -> Result<Option<String>, String> {
-        let (user, warnings) = (User::known("u", &[]), Warnings::default());
+        let (user, options) = (User::known("u", &[]), WriteOptions::default());
         let kind = by_resource("", "v1", "pods").unwrap();
         let a = Attributes {
-            user: &user,
-            operation: Operation::Create,
-            resource: kind,
-            subresource: "",
             namespace: "n".into(),
             name: "p".into(),
-            dry_run: false,
-            warnings: &warnings,
+            ..Attributes::new(&user, Operation::Create, kind, "", &options)
         };
         let delta = usage::usage(kind, pod);
         decide(&a, quota, pod, None, &delta).map(|used| used.map(|u| printed(&u))).map_err(|s| s.message)

@@ -101,7 +101,8 @@ pub fn cache_status(error: &CacheError) -> Status {
         CacheError::TooOld { .. } => Status::expired(error.to_string()),
         CacheError::TooNew { .. } => {
             let mut s = Status::timeout(error.to_string());
-            s.details = json!({"causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}], "retryAfterSeconds": 1});
+            s.details = json!({"causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}], "retryAfterSeconds": 1})
+                .into();
             s
         }
         CacheError::Store(e) => store_status(e),
@@ -156,17 +157,12 @@ impl Engine {
         }
         .managed(&Value::Null, &value);
         let attributes = |name: &str| Attributes {
-            user: cx.user,
-            operation: Operation::Create,
-            resource: kind,
-            subresource: "",
             namespace: namespace.to_owned(),
             name: name.to_owned(),
-            dry_run: cx.options.dry_run,
-            warnings: &cx.options.warnings,
+            ..Attributes::new(cx.user, Operation::Create, kind, "", cx.options)
         };
         let name = meta_str(&value, "name").to_owned();
-        self.admission.mutate(&attributes(&name), &mut value).await?;
+        self.admission.mutate(&attributes(&name), &mut value, &Value::Null).await?;
         if kind.has_subresource("status") && version.as_ref().is_none_or(|v| v.has_status) {
             reset_status(kind, &mut value);
         }
@@ -261,7 +257,17 @@ impl Engine {
             }
             let owners = (owned.clone(), sent);
             let (reservation, charge, managed) = self
-                .prepare_update(cx, resource, namespace, name, part, subresource, &mut new, &old_value, owners)
+                .prepare_update(
+                    cx,
+                    resource,
+                    namespace,
+                    name,
+                    part,
+                    subresource,
+                    &mut new,
+                    (&old_value, old.revision),
+                    owners,
+                )
                 .await?;
             in_stored_version(kind, &mut new);
             if new == old_value && managed == owned {
@@ -321,7 +327,7 @@ impl Engine {
         part: Part,
         subresource: &str,
         new: &mut Value,
-        old: &Value,
+        (old, revision): (&Value, Revision),
         (live, sent): (Value, Value),
     ) -> Result<(crate::services::Reservation, Option<Charge>, Value), Status> {
         let (kind, strategy) = (resource.kind, resource.strategy);
@@ -369,16 +375,12 @@ impl Engine {
         }
         .managed(old, new);
         let attributes = Attributes {
-            user: cx.user,
-            operation: Operation::Update,
-            resource: kind,
-            subresource,
             namespace: namespace.to_owned(),
             name: name.to_owned(),
-            dry_run: cx.options.dry_run,
-            warnings: &cx.options.warnings,
+            revision: Some(revision),
+            ..Attributes::new(cx.user, Operation::Update, kind, subresource, cx.options)
         };
-        self.admission.mutate(&attributes, new).await?;
+        self.admission.mutate(&attributes, new, old).await?;
         if part == Part::Main {
             (strategy.prepare_update)(new, old);
         }
@@ -426,20 +428,18 @@ impl Engine {
     ) -> Result<Deleted, Status> {
         let kind = resource.kind;
         let mut old = self.get(resource, namespace, name).await?;
-        let attributes = Attributes {
-            user: cx.user,
-            operation: Operation::Delete,
-            resource: kind,
-            subresource: "",
+        let mut attributes = Attributes {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             dry_run: options.dry_run || cx.options.dry_run,
-            warnings: &cx.options.warnings,
+            deletion: Some(options),
+            ..Attributes::new(cx.user, Operation::Delete, kind, "", cx.options)
         };
         for _ in 0..MAX_ATTEMPTS {
             let mut old_value = old.value();
             take_revision(&mut old_value);
             check_preconditions(resource, name, &old, options)?;
+            attributes.revision = Some(old.revision);
             self.admission.validate(&attributes, &Value::Null, Some(&old_value)).await?;
             let mut new = old_value.clone();
             set_propagation_finalizers(&mut new, options.propagation);

@@ -28,7 +28,7 @@ use skiff_api::{
 };
 use skiff_store::Store;
 
-pub(crate) use self::core::service::needs_health_check;
+pub(crate) use self::core::{default_field, service::needs_health_check};
 pub(crate) use self::networking::{ingress::CLASS_ANNOTATION, ingressclass::is_default as is_default_ingress_class};
 pub(crate) use self::storage::storageclass::is_default as is_default_storage_class;
 pub use self::strategy::Strategy;
@@ -55,6 +55,12 @@ pub fn strategy(kind: &Kind) -> &'static Strategy {
         ("", "Secret") => &core::secret::STRATEGY,
         ("", "Service") => &core::service::STRATEGY,
         ("", "ServiceAccount") => &core::serviceaccount::STRATEGY,
+        ("admissionregistration.k8s.io", "MutatingWebhookConfiguration") => {
+            &admissionregistration::webhookconfiguration::MUTATING
+        }
+        ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration") => {
+            &admissionregistration::webhookconfiguration::VALIDATING
+        }
         ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy") => {
             &admissionregistration::validatingadmissionpolicy::STRATEGY
         }
@@ -174,6 +180,20 @@ impl Registry {
     pub async fn kinds(&self) -> Result<Vec<&'static Kind>, Status> {
         self.settle().await?;
         Ok(KINDS.iter().chain(self.definitions.kinds()).collect())
+    }
+
+    /// All versions in which a resource is served: that of this kind and its equivalents.
+    pub fn versions(&self, kind: &Kind) -> Vec<&'static Kind> {
+        if kind.is_custom() {
+            let mut kinds = self.definitions.kinds();
+            kinds.retain(|k| k.group == kind.group && k.plural == kind.plural);
+            return kinds;
+        }
+        let stored_in = |k: &Kind| match k.storage {
+            Storage::Version { group, .. } => group,
+            _ => k.group,
+        };
+        KINDS.iter().filter(|k| k.plural == kind.plural && stored_in(k) == stored_in(kind)).collect()
     }
 
     async fn settle(&self) -> Result<(), Status> {

@@ -46,7 +46,7 @@ fn condition(definition: &Value, ty: &str) -> Value {
 }
 
 /// Waits until a path answers as it should.
-async fn until(api: &Api, path: &str, good: impl Fn(u16, &Value) -> bool) -> Value {
+pub(crate) async fn until(api: &Api, path: &str, good: impl Fn(u16, &Value) -> bool) -> Value {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     loop {
         let (code, body) = api.get(path).await;
@@ -58,7 +58,7 @@ async fn until(api: &Api, path: &str, good: impl Fn(u16, &Value) -> bool) -> Val
     }
 }
 
-async fn define(api: &Api, definition: Value) -> Value {
+pub(crate) async fn define(api: &Api, definition: Value) -> Value {
     let name = definition["metadata"]["name"].as_str().unwrap().to_owned();
     api.created(CRDS, definition).await;
     until(api, &format!("{CRDS}/{name}"), |_, d| condition(d, "Established")["status"] == "True").await

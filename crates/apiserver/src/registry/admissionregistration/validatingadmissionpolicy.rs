@@ -3,14 +3,11 @@
 use serde_json::Value;
 use skiff_api::validation::Faults;
 
-use super::match_defaults;
-use crate::{
-    cel,
-    registry::{
-        core::{default_field, object_mut},
-        strategy::{Column, Strategy, int_col, name_col},
-        table,
-    },
+use super::matching::{self, expression, match_defaults};
+use crate::registry::{
+    core::{default_field, object_mut},
+    strategy::{Column, Strategy, int_col, name_col},
+    table,
 };
 
 pub(crate) static STRATEGY: Strategy = Strategy {
@@ -45,6 +42,9 @@ pub(crate) static STRATEGY: Strategy = Strategy {
     ..Strategy::DEFAULT
 };
 
+/// What is said of an expression that is not there.
+const MISSING: &str = "expression is not specified";
+
 /// Removes a field that indexing for writing left behind.
 pub(super) fn drop_null(object: &mut Value, field: &str) {
     if let Some(map) = object.as_object_mut()
@@ -65,23 +65,15 @@ fn validate(o: &Value, faults: &mut Faults) {
     } else if constraints["resourceRules"].as_array().is_none_or(Vec::is_empty) {
         faults.required("spec.matchConstraints.resourceRules", "");
     }
-    for (i, rule) in constraints["resourceRules"].as_array().into_iter().flatten().enumerate() {
-        for field in ["operations", "apiGroups", "apiVersions", "resources"] {
-            if rule[field].as_array().is_none_or(Vec::is_empty) {
-                faults.required(format!("spec.matchConstraints.resourceRules[{i}].{field}"), "");
-            }
-        }
-    }
+    matching::match_resources(constraints, "spec.matchConstraints", faults);
     let mut variables = vec!["object", "oldObject", "request", "namespaceObject", "authorizer"];
     if spec["paramKind"].is_object() {
         variables.push("params");
     }
-    for (i, condition) in spec["matchConditions"].as_array().into_iter().flatten().enumerate() {
-        expression(condition, "expression", &format!("spec.matchConditions[{i}]"), &variables, faults);
-    }
+    matching::conditions(&spec["matchConditions"], "spec.matchConditions", &variables, faults);
     variables.push("variables");
     for (i, variable) in spec["variables"].as_array().into_iter().flatten().enumerate() {
-        expression(variable, "expression", &format!("spec.variables[{i}]"), &variables, faults);
+        expression(variable, "expression", &format!("spec.variables[{i}]"), MISSING, &variables, faults);
     }
     let validations = spec["validations"].as_array().cloned().unwrap_or_default();
     if validations.is_empty() && spec["auditAnnotations"].as_array().is_none_or(Vec::is_empty) {
@@ -89,24 +81,14 @@ fn validate(o: &Value, faults: &mut Faults) {
     }
     for (i, validation) in validations.iter().enumerate() {
         let at = format!("spec.validations[{i}]");
-        expression(validation, "expression", &at, &variables, faults);
+        expression(validation, "expression", &at, MISSING, &variables, faults);
         if validation["messageExpression"].is_string() {
-            expression(validation, "messageExpression", &at, &variables, faults);
+            expression(validation, "messageExpression", &at, "must be non-empty if specified", &variables, faults);
         }
         if let Some(reason) = validation["reason"].as_str() {
             let known = ["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"];
             faults.one_of(&format!("{at}.reason"), reason, &known);
         }
-    }
-}
-
-fn expression(of: &Value, field: &str, at: &str, variables: &[&str], faults: &mut Faults) {
-    let text = of[field].as_str().unwrap_or_default();
-    let at = format!("{at}.{field}");
-    if text.trim().is_empty() {
-        faults.required(at, format!("{field} is not specified"));
-    } else if let Some(fault) = cel::fault(text, variables) {
-        faults.invalid(at, text, fault);
     }
 }
 

@@ -3,7 +3,10 @@
 use serde_json::Value;
 use skiff_api::validation::{Faults, FieldError};
 
-use super::{match_defaults, validatingadmissionpolicy::drop_null};
+use super::{
+    matching::{self, match_defaults},
+    validatingadmissionpolicy::drop_null,
+};
 use crate::registry::{
     core::object_mut,
     strategy::{Strategy, col, name_col},
@@ -40,6 +43,7 @@ fn validate(o: &Value, faults: &mut Faults) {
     if spec["policyName"].as_str().is_none_or(str::is_empty) {
         faults.required("spec.policyName", "");
     }
+    matching::match_resources(&spec["matchResources"], "spec.matchResouces", faults);
     let actions: Vec<&str> =
         spec["validationActions"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     if actions.is_empty() {
