@@ -8,13 +8,20 @@ use crate::{
 /// An address that a Service leads to: host and port.
 pub type Address = (String, u16);
 
+/// A ready endpoint.
+pub struct Endpoint {
+    pub address: Address,
+    /// The name of the pod that it is said to be.
+    pub pod: Option<String>,
+}
+
 /// The ready endpoints behind the port of this name.
 pub async fn ready(
     registry: &Registry,
     namespace: &str,
     service: &str,
     port_name: &str,
-) -> Result<Vec<Address>, skiff_api::Status> {
+) -> Result<Vec<Endpoint>, skiff_api::Status> {
     let slices = registry.builtin("discovery.k8s.io", "endpointslices");
     let filter = Filter { namespace: namespace.to_owned(), ..Filter::default() };
     let listed = slices.cache.list(&filter, 0, None).await.map_err(|e| cache_status(&e))?;
@@ -29,7 +36,8 @@ pub async fn ready(
             if endpoint["conditions"]["ready"] != false
                 && let Some(ip) = endpoint["addresses"][0].as_str()
             {
-                found.push((ip.to_owned(), number));
+                let pod = endpoint["targetRef"]["name"].as_str().map(str::to_owned);
+                found.push(Endpoint { address: (ip.to_owned(), number), pod });
             }
         }
     }
@@ -52,6 +60,6 @@ pub async fn of_service(registry: &Registry, namespace: &str, name: &str, port: 
     let addresses = ready(registry, namespace, name, port_name).await.map_err(|e| e.message)?;
     match addresses.is_empty() {
         true => Err(format!("no endpoints available for service {name:?}")),
-        false => Ok(addresses),
+        false => Ok(addresses.into_iter().map(|endpoint| endpoint.address).collect()),
     }
 }

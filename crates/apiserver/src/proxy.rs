@@ -18,7 +18,6 @@ use tokio::{
 use crate::{
     endpoints,
     http::{Body, read_body, text},
-    object::meta_str,
     registry::{
         Registry,
         engine::{Engine, cache_status},
@@ -39,13 +38,19 @@ pub struct Backends {
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
+/// Who has to answer over TLS.
+enum Peer {
+    /// The kubelet whose certificate has this node's name, which unlike an address nobody else can get one for.
+    Kubelet(String),
+    /// Whoever a pod or Service is; certificates that the cluster does not know cannot be checked.
+    Anyone,
+}
+
 /// Where a request goes.
 struct Target {
     host: String,
     port: u16,
-    /// For TLS: the name that the backend's certificate must have. Kubelets' have their node's name, which unlike an
-    /// address nobody else can get a certificate for.
-    tls: Option<String>,
+    tls: Option<Peer>,
     path_and_query: String,
 }
 
@@ -65,10 +70,13 @@ impl Backends {
             .map_err(|e| failed(&e))?;
         // Interactive streams must not wait for more.
         stream.set_nodelay(true).map_err(|e| failed(&e))?;
-        let Some(name) = &target.tls else { return Ok(Box::new(stream)) };
+        let (connector, name) = match &target.tls {
+            None => return Ok(Box::new(stream)),
+            Some(Peer::Kubelet(name)) => (self.kubelet.clone(), name),
+            Some(Peer::Anyone) => (skiff_pki::unverified_tls().map_err(|e| failed(&e))?.into(), &target.host),
+        };
         let name = ServerName::try_from(name.clone()).map_err(|e| failed(&e))?;
-        let tls = self.kubelet.connect(name, stream).await.map_err(|e| failed(&e))?;
-        Ok(Box::new(tls))
+        Ok(Box::new(connector.connect(name, stream).await.map_err(|e| failed(&e))?))
     }
 
     /// Sends the request on and returns the answer, joined for good if both sides agree to an upgrade.
@@ -292,7 +300,9 @@ pub async fn to_kubelet(
     let (host, port) = kubelet_of(&engine.registry, node)?;
     let query: Vec<String> = parameters.iter().map(|(k, v)| format!("{k}={}", encode(v))).collect();
     let path_and_query = if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) };
-    let response = backends.forward(request, Target { host, port, tls: Some(node.to_owned()), path_and_query }).await?;
+    let response = backends
+        .forward(request, Target { host, port, tls: Some(Peer::Kubelet(node.to_owned())), path_and_query })
+        .await?;
     let code = response.status().as_u16();
     if (400..600).contains(&code) {
         return Err(kubelet_failure(code, response).await);
@@ -305,7 +315,7 @@ pub async fn usage_summary(registry: &Registry, backends: &Backends, node: &str)
     let (host, port) = kubelet_of(registry, node)?;
     let path_and_query = "/stats/summary?only_cpu_and_memory=true".to_owned();
     let request = Request::new(crate::http::full(""));
-    let target = Target { host, port, tls: Some(node.to_owned()), path_and_query };
+    let target = Target { host, port, tls: Some(Peer::Kubelet(node.to_owned())), path_and_query };
     let response = backends.forward(request, target).await?;
     let code = response.status().as_u16();
     if code != 200 {
@@ -376,9 +386,6 @@ pub async fn to_backend(
         "pods" => pod_target(engine, info, name, port, scheme).await?,
         _ => service_target(engine, info, name, port, scheme).await?,
     };
-    if tls && info.resource != "nodes" {
-        return Err(Status::new(501, "NotImplemented", "proxying to pods and services over https is not supported"));
-    }
     let mut path = String::from("/");
     path.push_str(&info.rest.iter().map(|s| encode(s)).collect::<Vec<_>>().join("/"));
     if request.uri().path().ends_with('/') && !path.ends_with('/') {
@@ -388,7 +395,10 @@ pub async fn to_backend(
         path.push('?');
         path.push_str(query);
     }
-    let tls = tls.then(|| name.to_owned());
+    let tls = tls.then(|| match info.resource.as_str() {
+        "nodes" => Peer::Kubelet(name.to_owned()),
+        _ => Peer::Anyone,
+    });
     backends.forward(request, Target { host, port, tls, path_and_query: path }).await
 }
 
@@ -414,8 +424,8 @@ async fn pod_target(
         }
     };
     let ip = pod["status"]["podIP"].as_str().unwrap_or_default();
-    if ip.is_empty() {
-        return Err(Status::unavailable("address not allowed"));
+    if !is_global_unicast(ip) {
+        return Err(Status::bad_request("address not allowed"));
     }
     let number = u16::try_from(number).map_err(|_| Status::bad_request(format!("invalid port {number}")))?;
     Ok((ip.to_owned(), number, scheme == "https"))
@@ -429,21 +439,58 @@ async fn service_target(
     scheme: &str,
 ) -> Result<(String, u16, bool), Status> {
     let service = engine.get(engine.registry.builtin("", "services"), &info.namespace, name).await?.value();
-    let ports = service["spec"]["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let found =
-        ports.iter().find(|p| if port.is_empty() { ports.len() == 1 } else { p["name"] == port || p["port"] == port });
-    let port_name = found
-        .ok_or_else(|| Status::unavailable(format!("no service port {port:?} found for service {name:?}")))?["name"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned();
-    let mut targets = endpoints::ready(&engine.registry, &info.namespace, name, &port_name).await?;
-    if targets.is_empty() {
-        return Err(Status::unavailable(format!(
-            "no endpoints available for service {:?}",
-            meta_str(&service, "name")
-        )));
+    let port_name = match port.parse::<i64>() {
+        Ok(number) => {
+            let mut ports = service["spec"]["ports"].as_array().into_iter().flatten();
+            let found = ports
+                .find(|p| p["port"] == number)
+                .ok_or_else(|| Status::unavailable(format!("no service port {number} found for service {name:?}")))?;
+            found["name"].as_str().unwrap_or_default()
+        }
+        Err(_) => port,
+    };
+    let mut endpoints = endpoints::ready(&engine.registry, &info.namespace, name, port_name).await?;
+    while !endpoints.is_empty() {
+        let chosen = endpoints.swap_remove(rand::random_range(0..endpoints.len()));
+        let (ip, number) = chosen.address;
+        let Some(pod) = chosen.pod else { continue };
+        if is_address_of(engine, &info.namespace, &pod, &ip).await {
+            return Ok((ip, number, scheme == "https"));
+        }
     }
-    let (ip, number) = targets.swap_remove(rand::random_range(0..targets.len()));
-    Ok((ip, number, scheme == "https"))
+    Err(Status::unavailable(format!("no endpoints available for service {:?}", info.name)))
+}
+
+/// Endpoints are written by many; only those that are pods' in truth may have the API server send them something.
+async fn is_address_of(engine: &Engine, namespace: &str, pod: &str, ip: &str) -> bool {
+    let found = engine.get(engine.registry.builtin("", "pods"), namespace, pod).await;
+    let Ok(pod) = found.map(|pod| pod.value()) else { return false };
+    is_global_unicast(ip) && pod["status"]["podIPs"].as_array().into_iter().flatten().any(|known| known["ip"] == ip)
+}
+
+/// Whether an address may be a pod's: the API server's own machine and link are not reached through it.
+fn is_global_unicast(ip: &str) -> bool {
+    match ip.parse::<std::net::IpAddr>() {
+        Ok(std::net::IpAddr::V4(ip)) => {
+            !(ip.is_unspecified() || ip.is_loopback() || ip.is_link_local() || ip.is_multicast() || ip.is_broadcast())
+        }
+        Ok(std::net::IpAddr::V6(ip)) => {
+            !(ip.is_unspecified() || ip.is_loopback() || ip.is_unicast_link_local() || ip.is_multicast())
+        }
+        Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_are_no_pods() {
+        assert!(is_global_unicast("10.244.0.7") && is_global_unicast("fd00::7"));
+        for ip in ["", "127.0.0.1", "0.0.0.0", "169.254.169.254", "224.0.0.1", "255.255.255.255", "::1", "fe80::1", "x"]
+        {
+            assert!(!is_global_unicast(ip), "{ip}");
+        }
+    }
 }

@@ -6,6 +6,7 @@
 mod files;
 mod kubeconfig;
 mod subject;
+mod unverified;
 
 use std::net::IpAddr;
 
@@ -22,6 +23,7 @@ use x509_parser::{
 pub use self::{
     files::{load_or_create, read, write_private, write_public},
     kubeconfig::Kubeconfig,
+    unverified::unverified_tls,
 };
 
 /// Lifetime of the authority, as kubeadm's.

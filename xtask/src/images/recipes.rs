@@ -108,7 +108,7 @@ const FOR_SCRIPTS: &[&str] = &["debconf", "cdebconf", "perl", "gcc-", "debianuti
 const PYTHON_PACKAGES: &[&str] =
     &["python3.11-minimal", "python3.11", "python3", "bash", "dash", "coreutils", "curl", "libc-bin", "base-files"];
 
-pub(super) const RECIPES: [Recipe; 8] = [
+pub(super) const RECIPES: [Recipe; 9] = [
     Recipe {
         name: "nginx",
         tags: &["latest", "1.20", "1.21", "1.25", "1.27"],
@@ -141,6 +141,23 @@ pub(super) const RECIPES: [Recipe; 8] = [
         ..BASE
     },
     BUSYBOX,
+    Recipe {
+        name: "prometheus",
+        packages: &["prometheus", "libc-bin", "base-files", "tzdata"],
+        // Its old pages, and what only its package's scripts call.
+        without: &["adduser", "debconf", "cdebconf", "perl", "libjs-", "fonts-", "passwd", "prometheus-node-exporter"],
+        pruned: &[
+            "usr/bin/promtool",
+            "usr/share/doc/",
+            "usr/share/man/",
+            "usr/share/prometheus/",
+            "etc/",
+            "usr/lib/systemd/",
+        ],
+        entrypoint: &["prometheus"],
+        ports: &["9090/tcp"],
+        ..BASE
+    },
     // Stand-ins for the guides' own applications: the same ports and paths.
     Recipe {
         name: "myapi",

@@ -15,6 +15,7 @@ mod guides;
 mod images;
 mod ingress;
 mod machines;
+mod monitoring;
 mod network;
 mod network_policies;
 mod node_failures;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
                 ingress::TESTS,
                 storage::TESTS,
                 autoscaling::TESTS,
+                monitoring::TESTS,
                 scheduling::TESTS,
                 crashes::TESTS,
                 clusters::TESTS,
