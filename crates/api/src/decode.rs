@@ -6,7 +6,7 @@ use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visit
 use serde_json::{Map, Value};
 
 use crate::{
-    fields::{self, Scalar, Type, TypeDef},
+    fields::{self, Field, Scalar, Type, TypeDef},
     quantity::Quantity,
 };
 
@@ -21,7 +21,7 @@ pub enum DecodeError {
     Syntax(String),
     /// A field holds a value of a type that it cannot hold. The text is that of Go's decoder.
     #[error("json: cannot unmarshal {found} into Go struct field {owner}.{path} of type {wanted}")]
-    Type { found: &'static str, owner: String, path: String, wanted: String },
+    Type { found: String, owner: String, path: String, wanted: String },
     /// A value has the right type but no meaning, such as a quantity of letters.
     #[error("{0}")]
     Value(String),
@@ -169,19 +169,19 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
 }
 
-/// Brings a value into the form of its type: unknown fields are removed and returned by path, nulls of
-/// fields are dropped, quantities become canonical, and a value of a wrong type is an error.
+/// Brings a value into the form of its type: unknown fields are removed and returned by path, nulls of fields and what
+/// Go does not tell from them are dropped, quantities become canonical, and a value of a wrong type is an error.
 pub fn conform(value: &mut Value, type_name: &str) -> Result<Vec<String>, DecodeError> {
     let def = fields::lookup(type_name).ok_or_else(|| DecodeError::Value(format!("no type {type_name}")))?;
-    let mut walk = Walk { path: String::new(), entries: Vec::new(), unknown: Vec::new() };
-    walk.def(value, def, def)?;
+    let mut walk = Walk { path: String::new(), go_path: String::new(), unknown: Vec::new() };
+    walk.def(value, def, def, None)?;
     Ok(walk.unknown)
 }
 
 struct Walk {
     path: String,
-    /// The parts of `path` that are indices of lists and keys of maps.
-    entries: Vec<std::ops::Range<usize>>,
+    /// As Go's decoder names it: without indices and keys, and with the structs that fields are inlined from.
+    go_path: String,
     unknown: Vec<String>,
 }
 
@@ -225,50 +225,45 @@ fn go_type(ty: &Type) -> String {
 }
 
 impl Walk {
-    fn wrong(&self, value: &Value, ty: &Type, owner: &TypeDef) -> DecodeError {
-        // Go names the fields alone, without indices and keys.
-        let mut path = self.path.clone();
-        for entry in self.entries.iter().rev() {
-            path.replace_range(entry.clone(), "");
-        }
-        DecodeError::Type { found: json_type(value), owner: short_name(owner).to_owned(), path, wanted: go_type(ty) }
+    fn wrong(&self, value: &Value, ty: &Type, owner: &TypeDef, go: Option<&str>) -> DecodeError {
+        let found = match (value, ty) {
+            // A number that is not of the wanted kind is told.
+            (Value::Number(n), Type::Scalar(Scalar::Int32 | Scalar::Int64 | Scalar::IntOrString)) => {
+                format!("number {n}")
+            }
+            _ => json_type(value).to_owned(),
+        };
+        let wanted = go.map_or_else(|| go_type(ty), str::to_owned);
+        DecodeError::Type { found, owner: short_name(owner).to_owned(), path: self.go_path.clone(), wanted }
     }
 
-    fn value(&mut self, value: &mut Value, ty: &Type, owner: &TypeDef) -> Result<(), DecodeError> {
+    /// `go` is Go's name of the type, where it has one of its own.
+    fn value(&mut self, value: &mut Value, ty: &Type, owner: &TypeDef, go: Option<&str>) -> Result<(), DecodeError> {
         match ty {
-            Type::Scalar(s) => self.scalar(value, *s, ty, owner),
+            Type::Scalar(s) => self.scalar(value, *s, ty, owner, go),
             Type::Ref(name) => match fields::lookup(name) {
-                Some(def) => self.def(value, def, owner),
+                Some(def) => self.def(value, def, owner, go),
                 None => Ok(()),
             },
             Type::List(item) => {
-                let Value::Array(items) = value else { return Err(self.wrong(value, ty, owner)) };
+                let Value::Array(items) = value else { return Err(self.wrong(value, ty, owner, go)) };
+                let go = go.and_then(|go| go.strip_prefix("[]"));
                 let base = self.path.len();
                 for (i, v) in items.iter_mut().enumerate() {
                     let _ = write!(self.path, "[{i}]");
-                    self.entries.push(base..self.path.len());
-                    // A null entry of a list is the zero value of its type.
-                    if v.is_null() {
-                        *v = zero(item);
-                    }
-                    self.value(v, item, owner)?;
-                    self.entries.pop();
+                    self.entry(v, item, owner, go)?;
                     self.path.truncate(base);
                 }
                 Ok(())
             }
             Type::Map(item) => {
-                let Value::Object(map) = value else { return Err(self.wrong(value, ty, owner)) };
+                let Value::Object(map) = value else { return Err(self.wrong(value, ty, owner, go)) };
+                let go = go.and_then(|go| Some(go.strip_prefix("map[")?.split_once(']')?.1));
                 let base = self.path.len();
                 for (k, v) in map.iter_mut() {
                     self.path.push('.');
                     self.path.push_str(k);
-                    self.entries.push(base..self.path.len());
-                    if v.is_null() {
-                        *v = zero(item);
-                    }
-                    self.value(v, item, owner)?;
-                    self.entries.pop();
+                    self.entry(v, item, owner, go)?;
                     self.path.truncate(base);
                 }
                 Ok(())
@@ -276,7 +271,22 @@ impl Walk {
         }
     }
 
-    fn scalar(&mut self, value: &mut Value, scalar: Scalar, ty: &Type, owner: &TypeDef) -> Result<(), DecodeError> {
+    /// An entry of a list or map. A null one is the zero value of its type.
+    fn entry(&mut self, value: &mut Value, ty: &Type, owner: &TypeDef, go: Option<&str>) -> Result<(), DecodeError> {
+        if value.is_null() {
+            *value = zero(ty);
+        }
+        self.value(value, ty, owner, go)
+    }
+
+    fn scalar(
+        &mut self,
+        value: &mut Value,
+        scalar: Scalar,
+        ty: &Type,
+        owner: &TypeDef,
+        go: Option<&str>,
+    ) -> Result<(), DecodeError> {
         let good = match scalar {
             Scalar::String => value.is_string(),
             Scalar::Bytes => {
@@ -312,7 +322,9 @@ impl Walk {
             Scalar::Any => true,
         };
         if !good {
-            return Err(self.wrong(value, ty, owner));
+            // What is no string is read as a number.
+            let go = if scalar == Scalar::IntOrString { Some("int32") } else { go };
+            return Err(self.wrong(value, ty, owner, go));
         }
         // 3.0 is a whole number in JSON; it is kept as one.
         if matches!(scalar, Scalar::Int32 | Scalar::Int64 | Scalar::IntOrString)
@@ -324,51 +336,84 @@ impl Walk {
         Ok(())
     }
 
-    fn def(&mut self, value: &mut Value, def: &'static TypeDef, owner: &TypeDef) -> Result<(), DecodeError> {
+    fn def(
+        &mut self,
+        value: &mut Value,
+        def: &'static TypeDef,
+        owner: &TypeDef,
+        go: Option<&str>,
+    ) -> Result<(), DecodeError> {
         if let Some(scalar) = def.is {
             if def.name == "apimachinery.pkg.api.resource.Quantity" {
-                return self.quantity(value, def, owner);
+                return quantity(value);
             }
-            return self.scalar(value, scalar, &Type::Ref(def.name), owner);
+            return self.scalar(value, scalar, &Type::Ref(def.name), owner, go);
         }
-        let Value::Object(map) = value else { return Err(self.wrong(value, &Type::Ref(def.name), owner)) };
-        let base = self.path.len();
-        let (mut unknown, mut nulls) = (false, false);
+        let Value::Object(map) = value else { return Err(self.wrong(value, &Type::Ref(def.name), owner, go)) };
+        let (base, go_base) = (self.path.len(), self.go_path.len());
+        let mut dropped = false;
         for (key, v) in map.iter_mut() {
             if base > 0 {
                 self.path.push('.');
             }
             self.path.push_str(key);
             match def.field(key) {
-                Some(_) if v.is_null() => nulls = true,
-                Some(field) => self.value(v, &field.ty, def)?,
+                Some(_) if v.is_null() => dropped = true,
+                Some(field) => {
+                    for part in field.inlined.into_iter().chain([field.name]) {
+                        if !self.go_path.is_empty() {
+                            self.go_path.push('.');
+                        }
+                        self.go_path.push_str(part);
+                    }
+                    self.value(v, &field.ty, def, field.go)?;
+                    if is_omitted(v, field) {
+                        *v = Value::Null;
+                        dropped = true;
+                    }
+                }
                 None => {
-                    unknown = true;
+                    dropped = true;
                     self.unknown.push(self.path.clone());
                 }
             }
             self.path.truncate(base);
+            self.go_path.truncate(go_base);
         }
-        if unknown || nulls {
+        if dropped {
             map.retain(|key, v| !v.is_null() && def.field(key).is_some());
         }
         Ok(())
     }
+}
 
-    fn quantity(&mut self, value: &mut Value, def: &'static TypeDef, owner: &TypeDef) -> Result<(), DecodeError> {
-        let text = match &*value {
-            Value::String(s) => s.clone(),
-            Value::Number(n) => n.to_string(),
-            _ => return Err(self.wrong(value, &Type::Ref(def.name), owner)),
-        };
-        let quantity: Quantity =
-            text.parse().map_err(|e: crate::quantity::ParseError| DecodeError::Value(e.to_string()))?;
-        let canonical = quantity.to_string();
-        if value.as_str() != Some(&canonical) {
-            *value = Value::String(canonical);
+/// Whether Go would not write the field, because it cannot tell its zero from nothing (`omitempty`).
+fn is_omitted(value: &Value, field: &Field) -> bool {
+    !field.pointer
+        && !field.kept
+        && match (&field.ty, value) {
+            (Type::List(_), Value::Array(items)) => items.is_empty(),
+            (Type::Map(_), Value::Object(map)) => map.is_empty(),
+            (Type::Scalar(Scalar::String | Scalar::Bytes), Value::String(text)) => text.is_empty(),
+            (Type::Scalar(Scalar::Int32 | Scalar::Int64), Value::Number(n)) => n.as_i64() == Some(0),
+            (Type::Scalar(Scalar::Boolean), Value::Bool(on)) => !on,
+            _ => false,
         }
-        Ok(())
+}
+
+/// Makes a quantity canonical. What is neither text nor number is no better than text of the wrong form.
+fn quantity(value: &mut Value) -> Result<(), DecodeError> {
+    let text = match &*value {
+        Value::String(s) => s.clone(),
+        other => other.to_string(),
+    };
+    let quantity: Quantity =
+        text.parse().map_err(|e: crate::quantity::ParseError| DecodeError::Value(e.to_string()))?;
+    let canonical = quantity.to_string();
+    if value.as_str() != Some(&canonical) {
+        *value = Value::String(canonical);
     }
+    Ok(())
 }
 
 fn illegal_base64(text: &str) -> String {

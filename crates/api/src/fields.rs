@@ -63,6 +63,12 @@ pub struct Field {
     pub numbers: Vec<u32>,
     /// Whether Go tells nothing from zero here, so that a zero that was sent is one.
     pub pointer: bool,
+    /// Whether Go writes the field also when it is zero.
+    pub kept: bool,
+    /// Go's name of the type, where it is not what `ty` would be called.
+    pub go: Option<&'static str>,
+    /// The struct that Go inlines the field from.
+    pub inlined: Option<&'static str>,
 }
 
 impl Field {
@@ -174,12 +180,18 @@ fn field(line: &'static str) -> Field {
         strategy: None,
         numbers: Vec::new(),
         pointer: false,
+        kept: false,
+        go: None,
+        inlined: None,
     };
     for word in words {
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
         match key {
             "pb" => field.numbers = value.split('.').filter_map(|n| n.parse().ok()).collect(),
             "ptr" => field.pointer = true,
+            "keep" => field.kept = true,
+            "go" => field.go = Some(value),
+            "in" => field.inlined = Some(value),
             "list" => {
                 field.list = Some(match value {
                     "map" => ListKind::Map,
