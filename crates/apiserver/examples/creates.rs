@@ -81,6 +81,7 @@ async fn start(store: Arc<dyn Store>) -> Result<Arc<ApiServer>, Box<dyn std::err
         service_range: ServiceRange::parse("10.96.0.0/16").ok_or("no range")?,
         tokens: ServiceAccountTokens::new(&private, &public)?,
         kubelet_client: Arc::new(tls),
+        front_proxy: None,
         advertise: SocketAddr::from(([127, 0, 0, 1], 6443)),
     })
     .await?;

@@ -1,10 +1,21 @@
 //! Discovery: which groups, versions and resources there are, in the old form and the aggregated one.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, HeaderValue, Response, header};
 use serde_json::{Value, json};
 use skiff_api::Kind;
 
-use crate::http::{Body, JSON, json as json_response, respond};
+use crate::{
+    aggregator::{Document, Remote, group_priority, version_priority},
+    http::{Body, JSON, json as json_response, respond},
+};
+
+/// An API that another server serves, as discovery shows it.
+pub struct Aggregated {
+    pub remote: Arc<Remote>,
+    pub document: Document,
+}
 
 /// Groups in the order in which clients prefer them, upstream's.
 fn groups(kinds: &[&'static Kind]) -> Vec<&'static str> {
@@ -114,27 +125,63 @@ fn storage_hash(kind: &Kind) -> String {
     base64::engine::general_purpose::STANDARD.encode(&sha2::Sha256::digest(text)[..8])
 }
 
-fn group_value(kinds: &[&'static Kind], group: &str) -> Value {
+/// Groups with their versions, those of other servers among this one's, by the priorities of their APIServices.
+fn ordered<'a>(kinds: &[&'static Kind], aggregated: &'a [Aggregated]) -> Vec<(&'a str, Vec<&'a str>)> {
+    let own = groups(kinds);
+    let mut all: Vec<(i64, &str)> = own
+        .iter()
+        .filter_map(|group| kinds.iter().find(|k| k.group == *group).map(|k| (group_priority(k), *group)))
+        .collect();
+    for of in aggregated {
+        if !all.iter().any(|(_, group)| *group == of.remote.group) {
+            all.push((of.remote.group_priority, of.remote.group.as_str()));
+        }
+    }
+    all.sort_by_key(|(priority, _)| std::cmp::Reverse(*priority));
+    all.into_iter().map(|(_, group)| (group, versions_of(kinds, aggregated, group))).collect()
+}
+
+/// Versions of a group, also those that others serve, the preferred one first.
+fn versions_of<'a>(kinds: &[&'static Kind], aggregated: &'a [Aggregated], group: &str) -> Vec<&'a str> {
+    let mut all: Vec<(i64, &str)> = Vec::new();
+    for version in versions(kinds, group) {
+        let kind = kinds.iter().find(|k| k.group == group && k.version == version);
+        all.push((kind.map_or(0, |k| version_priority(k)), version));
+    }
+    for of in aggregated.iter().filter(|of| of.remote.group == group) {
+        all.retain(|(_, version)| *version != of.remote.version);
+        all.push((of.remote.version_priority, of.remote.version.as_str()));
+    }
+    all.sort_by_key(|(priority, _)| std::cmp::Reverse(*priority));
+    all.into_iter().map(|(_, version)| version).collect()
+}
+
+fn group_value(group: &str, versions: &[&str]) -> Value {
     let versions: Vec<Value> =
-        versions(kinds, group).iter().map(|v| json!({"groupVersion": format!("{group}/{v}"), "version": v})).collect();
+        versions.iter().map(|v| json!({"groupVersion": format!("{group}/{v}"), "version": v})).collect();
     json!({"name": group, "versions": versions, "preferredVersion": versions[0]})
 }
 
 /// `/apis/apps`; nothing if there is no such group.
-pub fn api_group(kinds: &[&'static Kind], group: &str) -> Option<Value> {
-    if versions(kinds, group).is_empty() || group.is_empty() {
+pub fn api_group(kinds: &[&'static Kind], aggregated: &[Aggregated], group: &str) -> Option<Value> {
+    let versions = versions_of(kinds, aggregated, group);
+    if versions.is_empty() || group.is_empty() {
         return None;
     }
-    let mut value = group_value(kinds, group);
+    let mut value = group_value(group, &versions);
     value["kind"] = "APIGroup".into();
     value["apiVersion"] = "v1".into();
     Some(value)
 }
 
-fn aggregated_group(kinds: &[&'static Kind], group: &str) -> Value {
-    let versions: Vec<Value> = versions(kinds, group)
+fn aggregated_group(kinds: &[&'static Kind], aggregated: &[Aggregated], group: &str, versions: &[&str]) -> Value {
+    let versions: Vec<Value> = versions
         .iter()
         .map(|version| {
+            if let Some(of) = aggregated.iter().find(|of| of.remote.group == group && of.remote.version == *version) {
+                let freshness = if of.document.fresh { "Current" } else { "Stale" };
+                return json!({"version": version, "resources": of.document.resources, "freshness": freshness});
+            }
             let resources: Vec<Value> = of_version(kinds, group, version)
                 .into_iter()
                 .map(|kind| {
@@ -206,7 +253,7 @@ fn aggregated(version: &str, groups: Vec<Value>) -> Response<Body> {
 /// `/api`.
 pub fn core(kinds: &[&'static Kind], headers: &HeaderMap, server_address: &str) -> Response<Body> {
     if let Some(version) = aggregated_version(headers) {
-        return aggregated(version, vec![aggregated_group(kinds, "")]);
+        return aggregated(version, vec![aggregated_group(kinds, &[], "", &versions(kinds, ""))]);
     }
     json_response(
         200,
@@ -219,11 +266,12 @@ pub fn core(kinds: &[&'static Kind], headers: &HeaderMap, server_address: &str) 
 }
 
 /// `/apis`.
-pub fn all(kinds: &[&'static Kind], headers: &HeaderMap) -> Response<Body> {
+pub fn all(kinds: &[&'static Kind], others: &[Aggregated], headers: &HeaderMap) -> Response<Body> {
+    let ordered = ordered(kinds, others);
     if let Some(version) = aggregated_version(headers) {
-        return aggregated(version, groups(kinds).into_iter().map(|g| aggregated_group(kinds, g)).collect());
+        return aggregated(version, ordered.iter().map(|(g, v)| aggregated_group(kinds, others, g, v)).collect());
     }
-    let groups: Vec<Value> = groups(kinds).into_iter().map(|g| group_value(kinds, g)).collect();
+    let groups: Vec<Value> = ordered.iter().map(|(group, versions)| group_value(group, versions)).collect();
     json_response(200, &json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}))
 }
 
@@ -246,6 +294,6 @@ mod tests {
         let core = resource_list(&kinds, "", "v1").unwrap();
         let pods = core["resources"].as_array().unwrap().iter().find(|r| r["name"] == "pods").unwrap();
         assert_eq!(pods["shortNames"][0], "po");
-        assert_eq!(api_group(&kinds, "autoscaling").unwrap()["preferredVersion"]["version"], "v2");
+        assert_eq!(api_group(&kinds, &[], "autoscaling").unwrap()["preferredVersion"]["version"], "v2");
     }
 }

@@ -44,6 +44,13 @@ pub async fn ready(
     Ok(found)
 }
 
+/// Whether there are endpoints of a Service at all.
+pub fn any(registry: &Registry, namespace: &str, service: &str) -> bool {
+    let slices = registry.builtin("discovery.k8s.io", "endpointslices");
+    let all = slices.cache.peek_all();
+    all.iter().any(|s| *s.namespace == *namespace && s.label("kubernetes.io/service-name") == Some(service))
+}
+
 /// Where a Service's port leads, for calls that the server makes itself. As upstream's server does it with
 /// `--enable-aggregator-routing`: to the endpoints, which needs no packet rules on this machine.
 pub async fn of_service(registry: &Registry, namespace: &str, name: &str, port: u16) -> Result<Vec<Address>, String> {

@@ -10,11 +10,13 @@
 #![allow(unreachable_pub, reason = "the modules are private: `pub` in them means public to the crate")]
 
 mod admission;
+mod aggregator;
 mod auth;
 mod authn;
 mod bootstrap;
 mod cache;
 mod cel;
+mod compiled;
 mod connect;
 mod convert;
 mod custom;
@@ -27,6 +29,7 @@ mod metrics;
 mod object;
 mod openapi;
 mod openapi_v2;
+mod outbound;
 mod owners;
 mod proxy;
 mod quota;
@@ -43,6 +46,7 @@ mod usage;
 mod webhook;
 
 pub use self::{
+    aggregator::{FRONT_PROXY_NAME, FrontProxy},
     auth::{MASTERS, ServiceAccountTokens, TokenError, User},
     http::Body,
     server::{ApiServer, ComponentHealth, Config, InProcess},

@@ -32,7 +32,7 @@ pub struct OpenApi {
 
 impl OpenApi {
     /// `/openapi/v3`: where the documents are.
-    pub fn index(registry: &Registry, kinds: &[&'static Kind]) -> Value {
+    pub fn index(registry: &Registry, kinds: &[&'static Kind], aggregated: &[discovery::Aggregated]) -> Value {
         let mut paths = Map::new();
         for (group, version) in discovery::group_versions(kinds) {
             let path = document_path(group, version);
@@ -43,6 +43,13 @@ impl OpenApi {
             };
             let url = format!("/openapi/v3/{path}?hash={hash}");
             paths.insert(path, json!({"serverRelativeURL": url}));
+        }
+        for of in aggregated {
+            let path = document_path(&of.remote.group, &of.remote.version);
+            match &of.document.openapi {
+                Some(entry) => paths.insert(path, entry.clone()),
+                None => paths.shift_remove(&path),
+            };
         }
         json!({"paths": paths})
     }

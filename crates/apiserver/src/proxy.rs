@@ -81,11 +81,6 @@ impl Backends {
 
     /// Sends the request on and returns the answer, joined for good if both sides agree to an upgrade.
     async fn forward(&self, mut request: Request<Body>, target: Target) -> Result<Response<Body>, Status> {
-        let upgrade = request
-            .headers()
-            .contains_key(header::UPGRADE)
-            .then(|| request.extensions_mut().remove::<OnUpgrade>())
-            .flatten();
         let stream = self.connect(&target).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
@@ -95,26 +90,48 @@ impl Backends {
                 tracing::debug!(%error, "connection to a backend ended");
             }
         });
-        let (parts, body) = request.into_parts();
-        let mut onward = Request::new(body);
-        *onward.method_mut() = parts.method;
-        *onward.uri_mut() = target.path_and_query.parse::<Uri>().map_err(|e| Status::bad_request(e.to_string()))?;
-        *onward.headers_mut() = onward_headers(&parts.headers, upgrade.is_some());
+        *request.uri_mut() = target.path_and_query.parse::<Uri>().map_err(|e| Status::bad_request(e.to_string()))?;
         let host = format!("{}:{}", target.host, target.port);
-        onward.headers_mut().insert(header::HOST, HeaderValue::from_str(&host).map_err(Status::internal)?);
-        let mut response = sender
-            .send_request(onward)
-            .await
-            .map_err(|e| Status::unavailable(format!("error trying to reach service: {e}")))?;
-        if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
-            let Some(client) = upgrade else {
-                return Err(Status::internal("the backend switched protocols without being asked"));
-            };
-            let backend = response.extensions_mut().remove::<OnUpgrade>();
-            tokio::spawn(join(client, backend));
-        }
-        Ok(response.map(|b| b.map_err(Into::into).boxed_unsync()))
+        let host = HeaderValue::from_str(&host).map_err(Status::internal)?;
+        pass_on(request, |mut onward| async {
+            onward.headers_mut().insert(header::HOST, host);
+            let response = sender.send_request(onward).await.map_err(|e| e.to_string())?;
+            Ok(response.map(|b| b.map_err(Into::into).boxed_unsync()))
+        })
+        .await
+        .map_err(|e| Status::unavailable(format!("error trying to reach service: {e}")))
     }
+}
+
+/// Sends a request on without what concerns only the client's own connection and credentials, and returns the answer.
+/// The two connections are joined for good if both sides agree to an upgrade.
+pub(crate) async fn pass_on<F>(
+    mut request: Request<Body>,
+    send: impl FnOnce(Request<Body>) -> F,
+) -> Result<Response<Body>, String>
+where
+    F: Future<Output = Result<Response<Body>, String>>,
+{
+    let upgrade = request
+        .headers()
+        .contains_key(header::UPGRADE)
+        .then(|| request.extensions_mut().remove::<OnUpgrade>())
+        .flatten();
+    let (parts, body) = request.into_parts();
+    let mut onward = Request::new(body);
+    *onward.method_mut() = parts.method;
+    // The path alone: a request over HTTP/2 names the server here as well.
+    *onward.uri_mut() = parts.uri.path_and_query().map_or_else(Uri::default, |path| Uri::from(path.clone()));
+    *onward.headers_mut() = onward_headers(&parts.headers, upgrade.is_some());
+    let mut response = send(onward).await?;
+    if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+        let Some(client) = upgrade else {
+            return Err("the backend switched protocols without being asked".to_owned());
+        };
+        let backend = response.extensions_mut().remove::<OnUpgrade>();
+        tokio::spawn(join(client, backend));
+    }
+    Ok(response)
 }
 
 /// Carries bytes between the two upgraded connections until one ends.
@@ -147,6 +164,10 @@ fn onward_headers(headers: &HeaderMap, upgrade: bool) -> HeaderMap {
         "impersonate-group",
         "impersonate-uid",
     ] {
+        onward.remove(name);
+    }
+    let extra: Vec<_> = onward.keys().filter(|k| k.as_str().starts_with("impersonate-extra-")).cloned().collect();
+    for name in extra {
         onward.remove(name);
     }
     if !upgrade {

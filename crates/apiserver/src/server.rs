@@ -24,6 +24,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     admission::{Admission, Attributes, Operation},
+    aggregator::{self, Aggregator, FrontProxy},
     auth::{self, ServiceAccountTokens, User},
     authn::Authenticator,
     bootstrap, connect, custom, discovery, eviction,
@@ -58,6 +59,8 @@ pub struct Config {
     pub tokens: ServiceAccountTokens,
     /// With which the server speaks to kubelets.
     pub kubelet_client: Arc<rustls::ClientConfig>,
+    /// With which the server passes requests on to servers of aggregated APIs; without one those are asked anonymously.
+    pub front_proxy: Option<FrontProxy>,
     /// Address and port of this server as pods reach it: the endpoint of the `kubernetes` Service.
     pub advertise: std::net::SocketAddr,
 }
@@ -69,6 +72,7 @@ pub struct ApiServer {
     authorizer: Arc<Authorizer>,
     backends: Backends,
     usage: Usage,
+    aggregator: Aggregator,
     openapi: OpenApi,
     metrics: Metrics,
     advertise: std::net::SocketAddr,
@@ -104,6 +108,7 @@ impl ApiServer {
             authorizer,
             backends: Backends::new(config.kubelet_client),
             usage: Usage::default(),
+            aggregator: Aggregator::default(),
             openapi: OpenApi::default(),
             metrics: Metrics::default(),
             advertise: config.advertise,
@@ -111,7 +116,11 @@ impl ApiServer {
             gate: Gate::default(),
             component_health: std::sync::OnceLock::new(),
         });
-        bootstrap::run(&server.engine, config.advertise).await?;
+        bootstrap::run(&server.engine, config.advertise, config.front_proxy.as_ref()).await?;
+        if let Some(front_proxy) = config.front_proxy {
+            server.aggregator.identify(front_proxy.identity);
+        }
+        tokio::spawn(aggregator::run(Arc::downgrade(&server)));
         tokio::spawn(custom::controller::run(Arc::downgrade(&server)));
         tokio::spawn(quota::run(Arc::downgrade(&server), server.engine.quotas.clone()));
         server.ready.store(true, std::sync::atomic::Ordering::Release);
@@ -162,18 +171,41 @@ impl ApiServer {
         }
         let user = self.impersonate(user, request.headers())?;
         self.authorize(&user, info)?;
-        if !info.is_resource {
-            return self.path(info, request.method(), request.headers()).await;
-        }
-        let kind = self.engine.registry.kind(&info.group, &info.version, &info.resource).await?;
         let unbounded = info.verb == "watch" || proxies(&info.subresource);
-        let work = self.resource(user, kind, info, query, request);
+        let work = self.authorized(user, info, query, request);
         if unbounded {
             return work.await;
         }
         tokio::time::timeout(REQUEST_TIMEOUT, work)
             .await
             .unwrap_or_else(|_| Err(Status::timeout("request did not complete within the allotted timeout")))
+    }
+
+    /// A request of a user who may make it.
+    async fn authorized(
+        self: &Arc<Self>,
+        user: User,
+        info: &RequestInfo,
+        query: &Query,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Status> {
+        let registry = &self.engine.registry;
+        if !info.version.is_empty()
+            && let Some(remote) = self.aggregator.remote(registry, &info.group, &info.version).await?
+        {
+            return Ok(aggregator::forward(registry, &remote, &user, request).await);
+        }
+        if let Some(path) = info.path.strip_prefix("/openapi/v3/apis/")
+            && let Some((group, version)) = path.split_once('/')
+            && let Some(remote) = self.aggregator.remote(registry, group, version).await?
+        {
+            return Ok(aggregator::forward(registry, &remote, &user, request).await);
+        }
+        if !info.is_resource {
+            return self.path(info, request.method(), request.headers()).await;
+        }
+        let kind = registry.kind(&info.group, &info.version, &info.resource).await?;
+        self.resource(user, kind, info, query, request).await
     }
 
     fn impersonate(&self, user: User, headers: &http::HeaderMap) -> Result<User, Status> {
@@ -259,8 +291,12 @@ impl ApiServer {
             None | Some(&("api" | "apis" | "openapi")) => registry.kinds().await?,
             _ => Vec::new(),
         };
+        let listed = match parts.first() {
+            None | Some(&("api" | "apis" | "openapi")) => self.aggregated(registry).await?,
+            _ => Vec::new(),
+        };
         Ok(match parts.as_slice() {
-            [] => json_response(200, &root_paths(&kinds)),
+            [] => json_response(200, &root_paths(&kinds, &listed)),
             ["version"] => json_response(200, &version()),
             ["livez" | "healthz", ..] => text(200, "ok"),
             ["readyz", ..] => self.readyz(),
@@ -268,19 +304,19 @@ impl ApiServer {
                 respond(200, "text/plain; version=0.0.4; charset=utf-8", self.metrics.text(&self.engine.registry))
             }
             ["api"] => discovery::core(&kinds, headers, &self.advertise.to_string()),
-            ["apis"] => discovery::all(&kinds, headers),
+            ["apis"] => discovery::all(&kinds, &listed, headers),
             ["api", version] => {
                 json_response(200, &discovery::resource_list(&kinds, "", version).ok_or_else(Status::no_such_resource)?)
             }
             ["apis", group] => {
-                json_response(200, &discovery::api_group(&kinds, group).ok_or_else(Status::no_such_resource)?)
+                json_response(200, &discovery::api_group(&kinds, &listed, group).ok_or_else(Status::no_such_resource)?)
             }
             ["apis", group, version] => json_response(
                 200,
                 &discovery::resource_list(&kinds, group, version).ok_or_else(Status::no_such_resource)?,
             ),
             ["openapi", "v2"] => OpenApi::v2(registry, &kinds, headers),
-            ["openapi", "v3"] => json_response(200, &OpenApi::index(registry, &kinds)),
+            ["openapi", "v3"] => json_response(200, &OpenApi::index(registry, &kinds, &listed)),
             ["openapi", "v3", rest @ ..] => {
                 self.openapi.answer(registry, &kinds, &rest.join("/"), headers).ok_or_else(Status::no_such_resource)?
             }
@@ -296,8 +332,18 @@ impl ApiServer {
             ),
             ["api" | "apis", ..] => return Err(Status::no_such_resource()),
             // Whoever is lost is told where he could go.
-            _ => json_response(404, &root_paths(&registry.kinds().await?)),
+            _ => json_response(404, &root_paths(&registry.kinds().await?, &self.aggregated(registry).await?)),
         })
+    }
+
+    /// The aggregated APIs with what their servers say of themselves.
+    async fn aggregated(&self, registry: &Registry) -> Result<Vec<discovery::Aggregated>, Status> {
+        let remotes = self.aggregator.remotes(registry).await?;
+        let listed = remotes.iter().map(|(_, remote)| {
+            let document = self.aggregator.documents().get(&remote.name);
+            discovery::Aggregated { remote: remote.clone(), document }
+        });
+        Ok(listed.collect())
     }
 
     fn readyz(&self) -> Response<Body> {
@@ -502,6 +548,10 @@ impl ApiServer {
         &self.backends
     }
 
+    pub(crate) fn aggregator(&self) -> &Aggregator {
+        &self.aggregator
+    }
+
     pub(crate) fn usage(&self) -> &Usage {
         &self.usage
     }
@@ -580,12 +630,16 @@ fn proxies(subresource: &str) -> bool {
     ["log", "exec", "attach", "portforward", "proxy"].contains(&subresource)
 }
 
-fn root_paths(kinds: &[&'static Kind]) -> Value {
+fn root_paths(kinds: &[&'static Kind], aggregated: &[discovery::Aggregated]) -> Value {
     let mut paths: Vec<String> =
         vec!["/.well-known/openid-configuration".into(), "/api".into(), "/api/v1".into(), "/apis".into()];
     for (group, version) in discovery::group_versions(kinds).into_iter().filter(|(g, _)| !g.is_empty()) {
         paths.push(format!("/apis/{group}"));
         paths.push(format!("/apis/{group}/{version}"));
+    }
+    for of in aggregated {
+        paths.push(format!("/apis/{}", of.remote.group));
+        paths.push(format!("/apis/{}/{}", of.remote.group, of.remote.version));
     }
     for path in ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"] {
         paths.push(path.into());

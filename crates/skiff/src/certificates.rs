@@ -5,6 +5,7 @@ use std::{net::IpAddr, path::Path, sync::Arc};
 use anyhow::{Context as _, Result};
 use rustls::{RootCertStore, server::WebPkiClientVerifier};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use skiff_apiserver::FrontProxy;
 use skiff_pki::{Authority, Pair, Request, Usage};
 
 /// Makes the one cryptography library of this program the one that TLS uses.
@@ -20,6 +21,9 @@ pub(crate) struct Certificates {
     pub(crate) serving: Pair,
     /// With which the API server speaks to kubelets.
     pub(crate) kubelet_client: Pair,
+    /// With which the API server passes requests on to servers of aggregated APIs, and the authority of that alone:
+    /// no certificate of the cluster's own authority can pretend to be it.
+    pub(crate) front_proxy: (Pair, String),
     /// Of the cluster's administrator.
     pub(crate) admin: Pair,
     /// For signing tokens: private and public.
@@ -53,6 +57,7 @@ impl Certificates {
                 &authority,
                 &client("kube-apiserver-kubelet-client", None),
             )?,
+            front_proxy: front_proxy(dir)?,
             admin: skiff_pki::load_or_create(
                 dir,
                 "admin",
@@ -83,6 +88,16 @@ impl Certificates {
         Ok(Arc::new(config))
     }
 
+    /// What servers of aggregated APIs are shown, and told.
+    pub(crate) fn front_proxy(&self) -> Result<FrontProxy> {
+        let (pair, authority_pem) = &self.front_proxy;
+        Ok(FrontProxy {
+            identity: der(pair)?,
+            authority_pem: authority_pem.clone(),
+            client_authority_pem: self.authority.certificate_pem().to_owned(),
+        })
+    }
+
     fn roots(&self) -> Result<RootCertStore> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.authority.certificate_pem().as_bytes())?)?;
@@ -90,9 +105,28 @@ impl Certificates {
     }
 }
 
+/// The front proxy's certificate, and its authority's.
+fn front_proxy(dir: &Path) -> Result<(Pair, String)> {
+    let authority = authority_of(dir, "front-proxy-ca", "front-proxy-ca")?;
+    let request = Request {
+        common_name: skiff_apiserver::FRONT_PROXY_NAME,
+        organization: None,
+        usage: Usage::Client,
+        dns_names: &[],
+        addresses: &[],
+    };
+    let pair = skiff_pki::load_or_create(dir, "front-proxy-client", &authority, &request)?;
+    Ok((pair, authority.certificate_pem().to_owned()))
+}
+
 /// The authority in a directory, made at the first start.
 pub(crate) fn authority(dir: &Path, name: &str) -> Result<Authority> {
-    let (certificate, key) = (dir.join("ca.crt"), dir.join("ca.key"));
+    authority_of(dir, "ca", name)
+}
+
+/// The authority in the files `FILE.crt` and `FILE.key`.
+fn authority_of(dir: &Path, file: &str, name: &str) -> Result<Authority> {
+    let (certificate, key) = (dir.join(format!("{file}.crt")), dir.join(format!("{file}.key")));
     if let (Some(certificate_pem), Some(key_pem)) = (skiff_pki::read(&certificate)?, skiff_pki::read(&key)?) {
         return Authority::load(&Pair { certificate_pem, key_pem })
             .with_context(|| format!("cannot use the certificate authority in {}", dir.display()));

@@ -80,6 +80,7 @@ pub(crate) async fn start(options: Options) -> Result<ControlPlane> {
         service_range,
         tokens: ServiceAccountTokens::new(private, public)?,
         kubelet_client: certificates.kubelet_client_tls()?,
+        front_proxy: Some(certificates.front_proxy()?),
         advertise: SocketAddr::from((options.node_ip, options.port)),
     })
     .await?;

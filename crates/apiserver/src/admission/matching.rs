@@ -1,14 +1,11 @@
 //! Which requests a webhook or policy is about: rules of operations and resources, and selectors. Read once, when the
 //! configuration changes, and not again for each request.
 
-use std::sync::Arc;
-
-use arc_swap::ArcSwap;
 use serde_json::Value;
 use skiff_api::{Kind, Status, selector::LabelSelector};
 
 use super::{Attributes, Operation};
-use crate::{cache::Cache, object::Object, registry::Registry};
+use crate::registry::Registry;
 
 /// What webhooks and policies are never asked about: they could lock everybody out.
 const EXEMPT: [&str; 6] = [
@@ -165,44 +162,6 @@ pub(super) async fn namespace_of(registry: &Registry, a: &Attributes<'_>) -> Res
     let namespaces = registry.builtin("", "namespaces");
     let found = namespaces.cache.get(&namespaces.key("", name)).await.map_err(Status::internal)?;
     Ok(found.map(|n| n.value()).unwrap_or_default())
-}
-
-/// What was made of the objects of a cache: each is read once, when it changes.
-pub(super) struct Compiled<T>(ArcSwap<Made<T>>);
-
-struct Made<T> {
-    of: Option<(u64, usize)>,
-    /// By revision, in the order of names.
-    all: Arc<Vec<(u64, Arc<T>)>>,
-}
-
-impl<T> Default for Compiled<T> {
-    fn default() -> Self {
-        Compiled(ArcSwap::from_pointee(Made { of: None, all: Arc::default() }))
-    }
-}
-
-impl<T> Compiled<T> {
-    /// What there is now, including every change that was acknowledged before this call.
-    pub(super) async fn of(
-        &self,
-        cache: &Cache,
-        read: impl Fn(&Object) -> T,
-    ) -> Result<Arc<Vec<(u64, Arc<T>)>>, Status> {
-        cache.fresh().await.map_err(Status::internal)?;
-        let version = cache.version();
-        let before = self.0.load();
-        if before.of == Some(version) {
-            return Ok(before.all.clone());
-        }
-        let known = |object: &Object| before.all.iter().find(|(r, _)| *r == object.revision.0).map(|(_, t)| t.clone());
-        let all = cache.peek_all();
-        let all = all.iter().map(|o| (o.revision.0, known(o).unwrap_or_else(|| Arc::new(read(o))))).collect();
-        let all: Arc<Vec<_>> = Arc::new(all);
-        // Two that come here at once make the same; a change meanwhile has another version.
-        self.0.store(Arc::new(Made { of: Some(version), all: all.clone() }));
-        Ok(all)
-    }
 }
 
 #[cfg(test)]

@@ -10,11 +10,11 @@ use skiff_api::{Status, selector::LabelSelector};
 
 use super::{
     Admission, Attributes,
-    matching::{self, Asked, Compiled, Constraints},
+    matching::{self, Asked, Constraints},
     variables,
     view::View,
 };
-use crate::{cel as expressions, object::Object, registry::Resource};
+use crate::{cel as expressions, compiled::Compiled, object::Object, registry::Resource};
 
 const GROUP: &str = "admissionregistration.k8s.io";
 
@@ -51,11 +51,13 @@ pub(super) async fn admit(admission: &Admission, a: &Attributes<'_>, value: &Val
     let registry = &admission.registry;
     let of = |plural| &registry.builtin(GROUP, plural).cache;
     let read = &admission.policies;
-    let bindings = read.bindings.of(of("validatingadmissionpolicybindings"), |o| Read::of(o, "matchResources")).await?;
+    let bindings =
+        read.bindings.of(of("validatingadmissionpolicybindings"), |o| Some(Read::of(o, "matchResources"))).await?;
     if bindings.is_empty() {
         return Ok(());
     }
-    let policies = read.policies.of(of("validatingadmissionpolicies"), |o| Read::of(o, "matchConstraints")).await?;
+    let policies =
+        read.policies.of(of("validatingadmissionpolicies"), |o| Some(Read::of(o, "matchConstraints"))).await?;
     let namespace = matching::namespace_of(registry, a).await?;
     let asked = Asked { a, object: value, old, namespace: &namespace };
     let mut denied = Vec::new();

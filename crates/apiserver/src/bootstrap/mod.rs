@@ -9,13 +9,18 @@ use serde_json::{Value, json};
 use skiff_api::Status;
 
 use crate::{
+    aggregator::{self, FRONT_PROXY_NAME, FrontProxy},
     auth::{MASTERS, User},
     registry::engine::{Context, Engine, Part},
     request::WriteOptions,
 };
 
 /// Makes what is missing.
-pub(crate) async fn run(engine: &Engine, advertise: SocketAddr) -> Result<(), Status> {
+pub(crate) async fn run(
+    engine: &Engine,
+    advertise: SocketAddr,
+    front_proxy: Option<&FrontProxy>,
+) -> Result<(), Status> {
     let services = engine.registry.builtin("", "services");
     for service in services.cache.list(&Default::default(), 0, None).await.map_err(Status::internal)?.objects {
         engine.services.adopt(&service.value());
@@ -55,7 +60,29 @@ pub(crate) async fn run(engine: &Engine, advertise: SocketAddr) -> Result<(), St
         "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}, "spec": {"cidrs": [cidr]},
     });
     ensure(engine, "networking.k8s.io", "servicecidrs", "", service_cidr).await?;
+    if let Some(front_proxy) = front_proxy {
+        authentication(engine, front_proxy).await?;
+    }
+    aggregator::register(engine).await?;
     kubernetes_service(engine, advertise).await
+}
+
+/// What servers of aggregated APIs have to know to tell who asks them.
+async fn authentication(engine: &Engine, front_proxy: &FrontProxy) -> Result<(), Status> {
+    let map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+        "data": {
+            "client-ca-file": front_proxy.client_authority_pem,
+            "requestheader-allowed-names": json!([FRONT_PROXY_NAME]).to_string(),
+            "requestheader-client-ca-file": front_proxy.authority_pem,
+            "requestheader-extra-headers-prefix": json!(["X-Remote-Extra-"]).to_string(),
+            "requestheader-group-headers": json!(["X-Remote-Group"]).to_string(),
+            "requestheader-uid-headers": json!(["X-Remote-Uid"]).to_string(),
+            "requestheader-username-headers": json!(["X-Remote-User"]).to_string(),
+        },
+    });
+    ensure_fields(engine, "", "configmaps", "kube-system", map, &["data"]).await
 }
 
 fn system() -> (User, WriteOptions) {

@@ -7,6 +7,7 @@ pub mod table;
 
 mod admissionregistration;
 mod apiextensions;
+pub(crate) mod apiregistration;
 mod apps;
 mod autoscaling;
 mod batch;
@@ -68,6 +69,7 @@ pub fn strategy(kind: &Kind) -> &'static Strategy {
             &admissionregistration::validatingadmissionpolicybinding::STRATEGY
         }
         ("apiextensions.k8s.io", _) => &apiextensions::customresourcedefinition::STRATEGY,
+        ("apiregistration.k8s.io", _) => &apiregistration::apiservice::STRATEGY,
         ("apps", "DaemonSet") => &apps::daemonset::STRATEGY,
         ("apps", "Deployment") => &apps::deployment::STRATEGY,
         ("apps", "ReplicaSet") => &apps::replicaset::STRATEGY,

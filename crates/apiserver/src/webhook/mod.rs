@@ -4,24 +4,20 @@
 //! are kept. A Service is reached at its endpoints, where a certificate for `<name>.<namespace>.svc` must be shown.
 
 mod config;
-mod connection;
-pub(crate) mod tls;
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::time::Duration;
 
 use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
 use http::{Request, Uri, header};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::BodyExt as _;
 use serde_json::Value;
 
 pub(crate) use self::config::{default_config, validate_config};
-use self::{connection::Pool, tls::Trust};
 use crate::{
     endpoints::{self, Address},
+    http::full,
+    outbound::{Server, Trust},
     registry::Registry,
 };
 
@@ -48,12 +44,8 @@ pub struct Webhook {
     place: Place,
     /// Host and port as the server knows itself: the `Host` header.
     authority: String,
-    server_name: String,
     path: String,
-    ca_bundle: Vec<u8>,
-    /// Made at the first call.
-    tls: OnceLock<Result<Arc<rustls::ClientConfig>, String>>,
-    pool: Pool,
+    server: Server,
 }
 
 impl Webhook {
@@ -84,7 +76,7 @@ impl Webhook {
             }
         };
         let path = if path.starts_with('/') { path } else { format!("/{path}") };
-        Webhook { place, authority, server_name, path, ca_bundle, tls: OnceLock::new(), pool: Pool::default() }
+        Webhook { place, authority, path, server: Server::new(server_name, Trust::Authorities(ca_bundle), None) }
     }
 
     async fn addresses(&self, registry: &Registry) -> Result<Vec<Address>, String> {
@@ -125,17 +117,15 @@ impl Webhook {
         body: Bytes,
         limit: usize,
     ) -> Result<(u16, bool, Bytes), String> {
-        let tls = self.tls.get_or_init(|| tls::client(&Trust::Authorities(&self.ca_bundle), None)).clone()?;
         let addresses = self.addresses(registry).await?;
         let request = Request::post(path)
             .header(header::HOST, &self.authority)
             .header(header::USER_AGENT, USER_AGENT)
             .header(header::ACCEPT, "application/json, */*")
             .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
+            .body(full(body))
             .map_err(|e| e.to_string())?;
-        let (response, sender, to) = self.pool.send(request, &addresses, &tls, &self.server_name).await?;
-        let (parts, mut body) = response.into_parts();
+        let (parts, mut body) = self.server.send(request, &addresses).await?.into_parts();
         let mut read = BytesMut::new();
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.map_err(|e| e.to_string())?.into_data() else { continue };
@@ -144,7 +134,6 @@ impl Webhook {
             }
             read.extend_from_slice(&data);
         }
-        self.pool.keep(sender, to);
         let media_type = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("text/plain");
         Ok((parts.status.as_u16(), media_type.starts_with("text/"), read.freeze()))
     }
@@ -188,14 +177,11 @@ mod tests {
     #[test]
     fn places_are_read() {
         let service = Webhook::read(&json!({"service": {"namespace": "n", "name": "s", "port": 8443, "path": "/a"}}));
-        assert_eq!((service.authority.as_str(), service.server_name.as_str()), ("s.n.svc:8443", "s.n.svc"));
+        assert_eq!(service.authority, "s.n.svc:8443");
         assert_eq!(service.path, "/a");
         let url = Webhook::read(&json!({"url": "https://[::1]:9443/b/c"}));
         assert_eq!(url.place, Place::Url(("::1".into(), 9443)));
-        assert_eq!(
-            (url.authority.as_str(), url.server_name.as_str(), url.path.as_str()),
-            ("[::1]:9443", "::1", "/b/c")
-        );
+        assert_eq!((url.authority.as_str(), url.path.as_str()), ("[::1]:9443", "/b/c"));
         assert_eq!(
             Webhook::read(&json!({"url": "https://example.com"})).place,
             Place::Url(("example.com".into(), 443))

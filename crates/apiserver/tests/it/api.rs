@@ -52,6 +52,7 @@ impl Api {
             service_range: ServiceRange::parse("10.96.0.0/24").unwrap(),
             tokens: ServiceAccountTokens::new(&private, &public).unwrap(),
             kubelet_client: Arc::new(kubelet_client),
+            front_proxy: None,
             advertise: SocketAddr::from(([127, 0, 0, 1], 6443)),
         })
         .await

@@ -3,6 +3,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod aggregation;
 mod api;
 mod autoscaling;
 mod clusters;
@@ -10,6 +11,7 @@ mod components;
 mod crashes;
 mod etcd;
 mod extension;
+mod extension_server;
 mod faults;
 mod guides;
 mod images;
@@ -25,6 +27,7 @@ mod server_side_apply;
 mod services;
 mod shared;
 mod storage;
+mod webhooks;
 mod workload_kinds;
 mod workloads;
 
@@ -67,6 +70,8 @@ fn main() -> ExitCode {
                 components::TESTS,
                 etcd::TESTS,
                 extension::TESTS,
+                webhooks::TESTS,
+                aggregation::TESTS,
             ]
             .concat();
             runner::run(&all, shared::END)

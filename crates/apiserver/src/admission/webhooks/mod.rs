@@ -14,11 +14,11 @@ use skiff_api::{Kind, Status, patch};
 use self::review::Answer;
 use super::{
     Admission, Attributes,
-    matching::{self, Asked, Compiled, Constraints},
+    matching::{self, Asked, Constraints},
     variables,
     view::View,
 };
-use crate::{object::Object, webhook::Webhook};
+use crate::{compiled::Compiled, object::Object, webhook::Webhook};
 
 const GROUP: &str = "admissionregistration.k8s.io";
 /// What a webhook may take if it does not say.
@@ -81,7 +81,7 @@ async fn configured(admission: &Admission, mutating: bool) -> Result<Option<Conf
         false => ("validatingwebhookconfigurations", &admission.hooks.validating),
     };
     let cache = &admission.registry.builtin(GROUP, plural).cache;
-    let found = compiled.of(cache, Hook::read).await?;
+    let found = compiled.of(cache, |o| Some(Hook::read(o))).await?;
     Ok((!found.is_empty()).then_some(found))
 }
 

@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::Full;
+use futures::StreamExt as _;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, BodyStream, StreamBody};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -16,14 +16,17 @@ use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 
 use super::tls;
-use crate::endpoints::Address;
+use crate::{
+    endpoints::Address,
+    http::{Body, BoxError},
+};
 
 /// How long a connection is kept that nobody uses.
 const KEPT_IDLE: Duration = Duration::from_secs(90);
 /// How many unused connections are kept for one server.
 const MOST_IDLE: usize = 8;
 
-type Sender = http1::SendRequest<Full<Bytes>>;
+type Sender = http1::SendRequest<Body>;
 
 struct Idle {
     sender: Sender,
@@ -44,27 +47,27 @@ impl Pool {
     }
 
     /// Keeps a connection whose answer has been read.
-    pub(super) fn keep(&self, sender: Sender, to: Address) {
+    fn keep(&self, sender: Sender, to: Address) {
         let mut idle = self.0.lock();
         if idle.len() < MOST_IDLE && !sender.is_closed() {
             idle.push(Idle { sender, to, since: Instant::now() });
         }
     }
 
-    /// Sends a request over a kept connection or a new one.
+    /// Sends a request over a kept connection or a new one, which is kept once the answer has been read.
     pub(super) async fn send(
-        &self,
-        mut request: Request<Full<Bytes>>,
+        self: &Arc<Self>,
+        mut request: Request<Body>,
         addresses: &[Address],
         config: &Arc<rustls::ClientConfig>,
         name: &str,
-    ) -> Result<(Response<Incoming>, Sender, Address), String> {
+    ) -> Result<Response<Body>, String> {
         while let Some((mut sender, to)) = self.take(addresses) {
             if sender.ready().await.is_err() {
                 continue;
             }
             match sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, sender, to)),
+                Ok(response) => return Ok(self.kept(response, sender, to)),
                 // The server had closed it meanwhile; what was not sent may be sent again.
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
@@ -76,12 +79,28 @@ impl Pool {
         let to = to.ok_or_else(|| "no address to connect to".to_owned())?;
         let mut sender = connect(&to, config, name).await?;
         let response = sender.send_request(request).await.map_err(|e| explain_http(&e))?;
-        Ok((response, sender, to))
+        Ok(self.kept(response, sender, to))
+    }
+
+    /// The answer, at whose end the connection is kept.
+    fn kept(self: &Arc<Self>, response: Response<Incoming>, sender: Sender, to: Address) -> Response<Body> {
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return response.map(|body| body.map_err(BoxError::from).boxed_unsync());
+        }
+        let pool = self.clone();
+        response.map(|body| {
+            let end = futures::stream::once(async move {
+                pool.keep(sender, to);
+                None
+            });
+            let frames = BodyStream::new(body).map(|frame| Some(frame.map_err(BoxError::from))).chain(end);
+            StreamBody::new(frames.filter_map(std::future::ready)).boxed_unsync()
+        })
     }
 }
 
 /// A connection to an address where a server of this name must answer.
-pub(super) async fn dial(
+async fn dial(
     to: &Address,
     config: &Arc<rustls::ClientConfig>,
     name: &str,
@@ -104,8 +123,8 @@ async fn connect(to: &Address, config: &Arc<rustls::ClientConfig>, name: &str) -
     let stream = dial(to, config, name).await?;
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| explain_http(&e))?;
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "connection to a webhook ended");
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "connection to a server of the cluster's users ended");
         }
     });
     Ok(sender)

@@ -25,11 +25,10 @@ const SYSTEM_BUNDLES: [&str; 4] = [
 ];
 
 /// Who is trusted to say who a server is.
-pub(crate) enum Trust<'a> {
+pub(crate) enum Trust {
     /// These authorities, in PEM form; none at all means those of the system.
-    Authorities(&'a [u8]),
+    Authorities(Vec<u8>),
     /// Anybody: the caller was told not to look (`insecureSkipTLSVerify`).
-    #[allow(dead_code, reason = "for aggregated APIs")]
     Anybody,
 }
 
@@ -37,11 +36,11 @@ pub(crate) enum Trust<'a> {
 pub(crate) type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 /// TLS towards a server. Nothing of ours is shown to it unless there is an identity for it.
-pub(crate) fn client(trust: &Trust<'_>, identity: Option<&Identity>) -> Result<Arc<ClientConfig>, String> {
+pub(super) fn client(trust: &Trust, identity: Option<&Identity>) -> Result<Arc<ClientConfig>, String> {
     let provider = CryptoProvider::get_default().ok_or("no cryptography is installed")?.clone();
     let roots = match trust {
         Trust::Anybody => None,
-        Trust::Authorities([]) => Some(system_roots().clone()),
+        Trust::Authorities(pem) if pem.is_empty() => Some(system_roots().clone()),
         Trust::Authorities(pem) => {
             let roots: Vec<_> = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect();
             if roots.is_empty() {
