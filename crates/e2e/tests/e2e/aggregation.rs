@@ -94,5 +94,5 @@ spec:
     available("True");
     kubectl.run(&["get", "flunders"]).ok();
     kubectl.run(&["delete", "apiservice", NAME]).ok();
-    kubectl.run(&["get", "flunders"]).fails_with("the server doesn't have a resource type \"flunders\"");
+    kubectl.run(&["get", "flunders"]).fails_with("the server could not find the requested resource");
 }

@@ -82,9 +82,9 @@ fn webhooks_label_and_deny() {
     assert!(made.stderr.contains("Warning: labelled by the webhook"), "{}", made.stderr);
     made.ok();
     assert_eq!(kubectl.path(&["configmap", "good"], "{.metadata.labels.seen-by}").unwrap(), "webhook");
-    kubectl.run(&["create", "configmap", "forbidden"]).fails_with(
-        "admission webhook \"deny.extension.test\" denied the request: the test forbids it",
-    );
+    kubectl
+        .run(&["create", "configmap", "forbidden"])
+        .fails_with("admission webhook \"deny.extension.test\" denied the request: the test forbids it");
     let rename = r#"{"data": {"a": "c"}}"#;
     kubectl.run(&["patch", "configmap", "good", "--type=merge", "-p", rename]).ok();
     // Other namespaces are none of its business.
