@@ -1,7 +1,5 @@
 //! From objects to answers: what the client accepts decides the form and the encoding.
 
-use std::sync::Arc;
-
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Response, header};
 use serde_json::{Value, json};
@@ -12,7 +10,6 @@ use crate::{
     convert,
     custom::{Version, columns},
     http::{Body, JSON, respond},
-    object::Object,
     registry::{Strategy, strategy::Column},
 };
 
@@ -111,7 +108,7 @@ impl Renderer<'_> {
     }
 
     /// A list: stored bytes put side by side when they are shown as they are.
-    pub fn list(&self, objects: &[Arc<Object>], revision: Revision, more: Option<(String, u64)>) -> Response<Body> {
+    pub fn list(&self, objects: &[Bytes], revision: Revision, more: Option<(String, u64)>) -> Response<Body> {
         let mut meta = json!({"resourceVersion": revision.0.to_string()});
         if let Some((token, remaining)) = more {
             meta["continue"] = token.into();
@@ -124,24 +121,24 @@ impl Renderer<'_> {
                     self.kind.list_kind(),
                     self.kind.api_version()
                 );
-                let size: usize = objects.iter().map(|o| o.bytes.len() + 1).sum();
+                let size: usize = objects.iter().map(|o| o.len() + 1).sum();
                 let mut out = BytesMut::with_capacity(head.len() + size + 2);
                 out.put_slice(head.as_bytes());
                 for (i, object) in objects.iter().enumerate() {
                     if i > 0 {
                         out.put_u8(b',');
                     }
-                    out.put_slice(&self.in_version(&object.bytes));
+                    out.put_slice(&self.in_version(object));
                 }
                 out.put_slice(b"]}");
                 out.freeze()
             }
             Form::Table => {
-                let values: Vec<Value> = objects.iter().map(|o| parse(&self.in_version(&o.bytes))).collect();
+                let values: Vec<Value> = objects.iter().map(|o| parse(&self.in_version(o))).collect();
                 self.table(&values, meta, true).to_string().into()
             }
             Form::Metadata => {
-                let items: Vec<Value> = objects.iter().map(|o| partial(&o.value())).collect();
+                let items: Vec<Value> = objects.iter().map(|o| partial(&parse(o))).collect();
                 json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "items": items})
                     .to_string()
                     .into()

@@ -14,13 +14,13 @@ use crate::{
     auth::User,
     cache::{CacheError, CacheWatch, Signal, event_line},
     convert,
-    custom::Version,
+    custom::{Version, conversion},
     http::{Body, JSON, respond, streamed},
-    object::meta_str,
+    object::{Object, meta_str},
     owners::{Application, Tracking},
     rbac,
     registry::{
-        Resource,
+        Registry, Resource,
         engine::{Context, DeleteOptions, Deleted, Engine, Part, Propagation, Written, cache_status},
     },
     render::{Accepted, Form, Renderer, encoded, warn},
@@ -52,6 +52,24 @@ impl Asked<'_> {
             accepted: self.accepted,
             include: self.query.get("includeObject").unwrap_or_default(),
         }
+    }
+
+    /// A stored object in the version that was asked for, as far as a webhook is needed for that.
+    pub async fn shown(&self, engine: &Engine, stored: &Bytes) -> Result<Bytes, Status> {
+        // What all versions have in common needs no conversion.
+        if self.accepted.form == Form::Metadata {
+            return Ok(stored.clone());
+        }
+        conversion::shown_one(&engine.registry, self.resource, self.kind, self.version.as_deref(), stored).await
+    }
+
+    /// The same for a list of objects.
+    async fn all_shown(&self, registry: &Registry, objects: &[Arc<Object>]) -> Result<Vec<Bytes>, Status> {
+        let stored = objects.iter().map(|o| o.bytes.clone()).collect();
+        if self.accepted.form == Form::Metadata {
+            return Ok(stored);
+        }
+        conversion::shown(registry, self.resource, self.kind, self.version.as_deref(), stored).await
     }
 
     /// The namespace of the object; none for what is not in one.
@@ -234,7 +252,7 @@ pub async fn get(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, S
         asked.resource.cache.at_least(Revision(rv)).await.map_err(|e| cache_status(&e))?;
     }
     let object = engine.get(asked.resource, asked.namespace(), &asked.info.name).await?;
-    Ok(asked.renderer().object(200, &object.bytes))
+    Ok(asked.renderer().object(200, &asked.shown(engine, &object.bytes).await?))
 }
 
 const CONTINUE_EXPIRED: &str = "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
@@ -285,7 +303,7 @@ fn check_fields(asked: &Asked<'_>, options: &ListOptions) -> Result<(), Status> 
     Ok(())
 }
 
-pub async fn list(asked: &Asked<'_>) -> Result<Response<Body>, Status> {
+pub async fn list(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
     let mut options = ListOptions::parse(asked.query, asked.namespace())?;
     check_fields(asked, &options)?;
     let cache = &asked.resource.cache;
@@ -348,10 +366,11 @@ pub async fn list(asked: &Asked<'_>) -> Result<Response<Body>, Status> {
         let rv = i64::try_from(listed.revision.0).unwrap_or(i64::MAX);
         (Continue { rv, start: key.to_string() }.encode(), remaining)
     });
-    Ok(asked.renderer().list(&listed.objects, listed.revision, more))
+    let shown = asked.all_shown(&engine.registry, &listed.objects).await?;
+    Ok(asked.renderer().list(&shown, listed.revision, more))
 }
 
-pub async fn watch(asked: &Asked<'_>) -> Result<Response<Body>, Status> {
+pub async fn watch(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>, Status> {
     let mut options = ListOptions::parse(asked.query, asked.namespace())?;
     check_fields(asked, &options)?;
     // The old path names one object; a field selector of that name is the same watch.
@@ -384,8 +403,9 @@ pub async fn watch(asked: &Asked<'_>) -> Result<Response<Body>, Status> {
         match cache.watch_with_initial(options.filter.clone()).await {
             Ok((listed, watch)) => {
                 let renderer = Renderer { include: &include, ..renderer };
-                for (i, object) in listed.objects.iter().enumerate() {
-                    first.push(event_line("ADDED", &renderer.event_object(&object.bytes, i == 0)));
+                let shown = asked.all_shown(&engine.registry, &listed.objects).await?;
+                for (i, object) in shown.iter().enumerate() {
+                    first.push(event_line("ADDED", &renderer.event_object(object, i == 0)));
                 }
                 if options.send_initial_events == Some(true) && options.bookmarks {
                     first.push(event_line("BOOKMARK", &renderer.bookmark(listed.revision, true)));
@@ -417,6 +437,8 @@ pub async fn watch(asked: &Asked<'_>) -> Result<Response<Body>, Status> {
         strategy: asked.resource.strategy,
         version: asked.version.clone(),
         accepted: asked.accepted,
+        converting: conversion::needs_webhook(asked.resource)
+            .then(|| (engine.registry.clone(), asked.resource.clone())),
         include,
         bookmarks: options.bookmarks,
         described,
@@ -438,6 +460,8 @@ struct WatchState {
     strategy: &'static crate::registry::Strategy,
     version: Option<Arc<Version>>,
     accepted: Accepted,
+    /// For a kind whose versions only a webhook knows.
+    converting: Option<(Arc<Registry>, Arc<Resource>)>,
     include: String,
     bookmarks: bool,
     /// Whether the columns of a table have been described.
@@ -452,13 +476,28 @@ impl WatchState {
             match signal {
                 Signal::Change(change, seen) => {
                     let plain = self.accepted.form == Form::Object
+                        && self.converting.is_none()
                         && !matches!(self.kind.storage, skiff_api::kinds::Storage::Version { .. })
                         && self.version.as_ref().is_none_or(|v| !v.completes());
                     if plain {
                         return Some(change.line(seen));
                     }
                     let first = !std::mem::replace(&mut self.described, true);
-                    let object = self.renderer().event_object(&change.shown().bytes, first);
+                    let mut bytes = change.shown().bytes.clone();
+                    if let Some((registry, resource)) = &self.converting
+                        && self.accepted.form != Form::Metadata
+                    {
+                        let version = self.version.as_deref();
+                        match conversion::shown_one(registry, resource, self.kind, version, &bytes).await {
+                            Ok(shown) => bytes = shown,
+                            // The client hears why, and begins anew: nothing is skipped.
+                            Err(status) => {
+                                self.deadline = tokio::time::Instant::now();
+                                return Some(event_line("ERROR", status.to_value().to_string().as_bytes()));
+                            }
+                        }
+                    }
+                    let object = self.renderer().event_object(&bytes, first);
                     return Some(event_line(seen.as_str(), &object));
                 }
                 Signal::Bookmark(revision) if self.bookmarks => {
@@ -504,7 +543,7 @@ pub async fn create(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>
     name_requester(asked, &mut value);
     let cx = Context { user: asked.user, options: &options };
     let written = engine.create(&cx, asked.resource, asked.namespace(), value).await?;
-    let mut response = asked.renderer().object(201, &written.bytes);
+    let mut response = asked.renderer().object(201, &asked.shown(engine, &written.bytes).await?);
     warn(&mut response, &warnings);
     warn(&mut response, &asked.deprecation());
     Ok(response)
@@ -549,7 +588,7 @@ pub async fn update(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Re
         }
         other => (other?, 200),
     };
-    let mut response = asked.renderer().object(code, &written.bytes);
+    let mut response = asked.renderer().object(code, &asked.shown(engine, &written.bytes).await?);
     warn(&mut response, &warnings);
     warn(&mut response, &asked.deprecation());
     Ok(response)
@@ -671,7 +710,7 @@ pub async fn patch(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Res
     let cx = Context { user: asked.user, options: &options };
     let sub = asked.info.subresource.as_str();
     let written = engine.update(&cx, asked.resource, asked.namespace(), &asked.info.name, part, sub, &apply).await?;
-    let mut response = asked.renderer().object(200, &written.bytes);
+    let mut response = asked.renderer().object(200, &asked.shown(engine, &written.bytes).await?);
     warn(&mut response, &warnings.into_inner());
     Ok(response)
 }
@@ -692,7 +731,8 @@ async fn apply(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Respons
     let config = convert::to_stored(asked.kind, config);
     warnings.extend((asked.resource.strategy.warnings)(&config));
     let (written, created) = applied(engine, asked, part, options.clone(), config).await?;
-    let mut response = asked.renderer().object(if created { 201 } else { 200 }, &written.bytes);
+    let shown = asked.shown(engine, &written.bytes).await?;
+    let mut response = asked.renderer().object(if created { 201 } else { 200 }, &shown);
     warn(&mut response, &warnings);
     warn(&mut response, &asked.deprecation());
     Ok(response)
@@ -832,7 +872,9 @@ pub async fn delete(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>
     let deleted = engine.delete(&cx, asked.resource, asked.namespace(), &asked.info.name, &options).await?;
     let response = match deleted {
         Deleted::Gone(status) => encoded(asked.accepted, 200, status.to_string().into()),
-        Deleted::Last(bytes) | Deleted::Pending(bytes) => asked.renderer().object(200, &bytes),
+        Deleted::Last(bytes) | Deleted::Pending(bytes) => {
+            asked.renderer().object(200, &asked.shown(engine, &bytes).await?)
+        }
     };
     Ok(response)
 }
@@ -845,5 +887,6 @@ pub async fn delete_collection(engine: &Engine, asked: &Asked<'_>) -> Result<Res
     let cx = Context { user: asked.user, options: &write };
     let deleted = engine.delete_collection(&cx, asked.resource, &list, &options).await?;
     let revision = engine.store.revision();
-    Ok(asked.renderer().list(&deleted, revision, None))
+    let shown = asked.all_shown(&engine.registry, &deleted).await?;
+    Ok(asked.renderer().list(&shown, revision, None))
 }

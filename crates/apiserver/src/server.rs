@@ -385,9 +385,6 @@ impl ApiServer {
         let Some(resource) = self.engine.registry.stored(kind) else {
             return self.review(user, kind, info, query, &parts.headers, accepted, body).await;
         };
-        if let Some(custom) = &resource.custom {
-            custom.check_conversion(kind, resource.kind)?;
-        }
         let version = resource.version(kind.version);
         let headers = &parts.headers;
         let warnings = Warnings::default();
@@ -413,8 +410,8 @@ impl ApiServer {
         let info = asked.info;
         match (info.subresource.as_str(), info.verb.as_str()) {
             ("", "get") => resources::get(engine, asked).await,
-            ("", "list") => resources::list(asked).await,
-            ("", "watch") => resources::watch(asked).await,
+            ("", "list") => resources::list(engine, asked).await,
+            ("", "watch") => resources::watch(engine, asked).await,
             ("", "create") if info.name.is_empty() => resources::create(engine, asked).await,
             ("", "update") if !info.name.is_empty() => resources::update(engine, asked, Part::Main).await,
             ("", "patch") if !info.name.is_empty() => resources::patch(engine, asked, Part::Main).await,

@@ -9,7 +9,7 @@ use skiff_api::{
 
 use crate::{
     auth::{Bound, ServiceAccountTokens, TokenRequest},
-    custom::{Scale, columns},
+    custom::{Scale, columns, conversion},
     http::{Body, json as json_response},
     object::{meta_mut, meta_str},
     registry::engine::{Context, Engine, Part},
@@ -89,7 +89,8 @@ pub async fn scale(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>,
     let of = version.as_ref().and_then(|v| v.scale.as_ref());
     if asked.info.verb == "get" {
         let object = engine.get(asked.resource, asked.namespace(), &asked.info.name).await?;
-        return Ok(encoded(asked.accepted, 200, scale_of(&object.value(), of).to_string().into()));
+        let value = conversion::value_of(&engine.registry, asked.resource, asked.kind, &object).await?;
+        return Ok(encoded(asked.accepted, 200, scale_of(&value, of).to_string().into()));
     }
     if asked.info.verb == "patch" && asked.media_type() == APPLY {
         return apply_scale(engine, asked, of).await;
@@ -148,7 +149,7 @@ pub async fn scale(engine: &Engine, asked: &Asked<'_>) -> Result<Response<Body>,
     let cx = Context { user: asked.user, options: &options };
     let written =
         engine.update(&cx, asked.resource, asked.namespace(), &asked.info.name, Part::Main, "scale", &change).await?;
-    let value: Value = serde_json::from_slice(&written.bytes).map_err(Status::internal)?;
+    let value: Value = serde_json::from_slice(&asked.shown(engine, &written.bytes).await?).map_err(Status::internal)?;
     Ok(encoded(asked.accepted, 200, scale_of(&value, of).to_string().into()))
 }
 
@@ -167,7 +168,7 @@ async fn apply_scale(engine: &Engine, asked: &Asked<'_>, of: Option<&Scale>) -> 
     }
     let options = asked.plain_options()?;
     let (written, _) = applied(engine, asked, Part::Main, options, config).await?;
-    let value: Value = serde_json::from_slice(&written.bytes).map_err(Status::internal)?;
+    let value: Value = serde_json::from_slice(&asked.shown(engine, &written.bytes).await?).map_err(Status::internal)?;
     Ok(encoded(asked.accepted, 200, scale_of(&value, of).to_string().into()))
 }
 

@@ -136,24 +136,11 @@ pub struct Custom {
     versions: Vec<Arc<Version>>,
     /// Whether its definition is being deleted; nothing new is made then.
     pub(crate) terminating: bool,
-    /// Whether only a webhook knows how versions become one another.
-    by_webhook: bool,
+    /// Who knows how versions become one another; `None` if they differ in nothing but their name.
+    converter: Option<Arc<conversion::Converter>>,
 }
 
 impl Custom {
-    /// Refuses what would need a webhook: calling those is not supported, and an object that is only renamed would be
-    /// a wrong one.
-    pub(crate) fn check_conversion(&self, asked: &Kind, stored: &Kind) -> Result<(), Status> {
-        if !self.by_webhook || asked.version == stored.version {
-            return Ok(());
-        }
-        let what = format!("{}, Kind={}", asked.api_version(), asked.kind);
-        Err(Status::internal(format!(
-            "conversion webhook for {what} failed: webhooks are not called by this server; use version {}",
-            stored.version
-        )))
-    }
-
     pub(crate) fn version(&self, name: &str) -> Option<&Arc<Version>> {
         self.versions.iter().find(|v| v.name == name)
     }
@@ -239,7 +226,7 @@ impl Definitions {
         let custom = Custom {
             versions: versions.iter().map(|v| Arc::new(Version::read(definition, v))).collect(),
             terminating: definition["metadata"]["deletionTimestamp"].is_string(),
-            by_webhook: definition["spec"]["conversion"]["strategy"] == "Webhook",
+            converter: conversion::Converter::of(definition).map(Arc::new),
         };
         let selectable: Vec<String> = versions
             .iter()

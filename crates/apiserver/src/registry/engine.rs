@@ -15,6 +15,7 @@ use crate::{
     admission::{Admission, Attributes, Operation},
     auth::User,
     cache::CacheError,
+    custom::conversion,
     object::{Object, drop_nulls, encode, meta_mut, meta_str, take_revision, with_revision},
     owners,
     quota::{self, Charge, Quotas},
@@ -188,7 +189,7 @@ impl Engine {
         let charge = quota::charge(self, &attributes(&name), &value, None).await?;
 
         let key = resource.key(namespace, &name);
-        in_stored_version(kind, &mut value);
+        let mut value = self.in_stored_version(resource, value).await?;
         owners::put(&mut value, managed);
         let stored: Bytes = encode(&value).into();
         if cx.options.dry_run {
@@ -226,7 +227,9 @@ impl Engine {
         let kind = resource.kind;
         let mut old = self.get(resource, namespace, name).await?;
         for _ in 0..MAX_ATTEMPTS {
-            let mut old_value = old.value();
+            // As the client sees it; what is stored may be another version.
+            let asked = cx.options.requested.unwrap_or(kind);
+            let mut old_value = conversion::value_of(&self.registry, resource, asked, &old).await?;
             let mut new = change(&old_value)?;
             take_revision(&mut old_value);
             let owned = owners::take(&mut old_value);
@@ -269,8 +272,10 @@ impl Engine {
                     owners,
                 )
                 .await?;
-            in_stored_version(kind, &mut new);
-            if new == old_value && managed == owned {
+            let converted = conversion::needs_webhook(resource);
+            let unchanged = converted && new == old_value && managed == owned;
+            new = self.in_stored_version(resource, new).await?;
+            if unchanged || (!converted && new == old_value && managed == owned) {
                 return Ok(Written { bytes: old.bytes.clone() });
             }
             let gone = !new["metadata"]["deletionTimestamp"].is_null()
@@ -306,6 +311,14 @@ impl Engine {
             }
         }
         Err(Status::modified(kind.group, kind.plural, name))
+    }
+
+    /// Custom objects are written in the version of their client and stored in one.
+    async fn in_stored_version(&self, resource: &Resource, value: Value) -> Result<Value, Status> {
+        if !resource.kind.is_custom() {
+            return Ok(value);
+        }
+        conversion::convert(&self.registry, resource, value, resource.kind.version).await
     }
 
     fn current(
@@ -565,13 +578,6 @@ fn reset_status(kind: &skiff_api::Kind, value: &mut Value) {
         map.shift_remove("status");
     } else {
         map.insert("status".into(), json!({}));
-    }
-}
-
-/// Custom objects are written in the version of their client and stored in one.
-fn in_stored_version(kind: &skiff_api::Kind, value: &mut Value) {
-    if kind.is_custom() {
-        value["apiVersion"] = kind.api_version().into();
     }
 }
 

@@ -285,7 +285,7 @@ pub async fn answer(
         return Ok(renderer.object(200, &encode(&one).into()));
     }
     let indexing = Indexing { selectable: &[], field: crate::object::plain_field };
-    let shown = found.iter().map(|o| Object::new("".into(), &encode(o), listed.revision, indexing).map(Arc::new));
+    let shown = found.iter().map(|o| Object::new("".into(), &encode(o), listed.revision, indexing).map(|o| o.bytes));
     let shown = shown.collect::<Result<Vec<_>, _>>().map_err(Status::internal)?;
     Ok(renderer.list(&shown, Revision::ZERO, None))
 }

@@ -5,6 +5,9 @@ use skiff_api::{names, validation::Faults};
 
 use crate::registry::default_field;
 
+/// The versions of `AdmissionReview` and `ConversionReview` that are known.
+pub(crate) const REVIEWS: [&str; 2] = ["v1", "v1beta1"];
+
 const FORM: &str = "; desired format: https://host[/path]";
 
 /// The port of a Service that names none.
@@ -80,6 +83,25 @@ fn validate_service(service: &Value, at: &str, faults: &mut Faults) {
         for why in names::dns1123_subdomain(step) {
             faults.invalid(at.clone(), path, format!("segment[{i}]: {why}"));
         }
+    }
+}
+
+/// Checks the versions of reviews that a webhook takes; `missing` is said where there are none.
+pub(crate) fn validate_reviews(versions: &Value, at: &str, missing: &str, faults: &mut Faults) {
+    let list: Vec<&str> = versions.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if list.is_empty() {
+        return faults.required(at, missing);
+    }
+    for (i, version) in list.iter().enumerate() {
+        let at = format!("{at}[{i}]");
+        if list[..i].contains(version) {
+            faults.invalid(at, *version, "duplicate version");
+            continue;
+        }
+        faults.rule(&at, version, names::dns1035_label(version));
+    }
+    if !list.iter().any(|v| REVIEWS.contains(v)) {
+        faults.invalid(at, versions.clone(), format!("must include at least one of {}", REVIEWS.join(", ")));
     }
 }
 

@@ -13,7 +13,7 @@ use http::{Request, Uri, header};
 use http_body_util::BodyExt as _;
 use serde_json::Value;
 
-pub(crate) use self::config::{default_config, validate_config};
+pub(crate) use self::config::{REVIEWS, default_config, validate_config, validate_reviews};
 use crate::{
     endpoints::{self, Address},
     http::full,

@@ -3,6 +3,7 @@
 mod access;
 mod api;
 mod apply;
+mod conversion;
 mod custom;
 mod decoding;
 mod deletion;

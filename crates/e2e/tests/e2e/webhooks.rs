@@ -10,6 +10,8 @@ tests![
     webhooks_label_and_deny,
     webhooks_that_are_gone_fail_or_are_ignored,
     webhooks_guard_connections_and_custom_kinds,
+    configurations_are_objects_like_others,
+    a_webhook_converts_custom_objects,
 ];
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -57,12 +59,14 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+/// Removes the webhooks also when a test fails: others write as well.
+struct Removed<'a>(&'a Place);
+
+impl Drop for Removed<'_> {
     fn drop(&mut self) {
-        // Also when a test fails: others write as well.
-        let selector = format!("test={}", self.namespace);
+        let selector = format!("test={}", self.0.namespace);
         for kind in ["mutatingwebhookconfigurations", "validatingwebhookconfigurations"] {
-            let _ = self.kubectl.run(&["delete", kind, "-l", &selector]).result();
+            let _ = self.0.kubectl.run(&["delete", kind, "-l", &selector]).result();
         }
     }
 }
@@ -73,6 +77,7 @@ fn rule(operations: &str, group: &str, resources: &str) -> String {
 
 fn webhooks_label_and_deny() {
     let place = Place::new("webhooks");
+    let _removed = Removed(&place);
     let kubectl = &place.kubectl;
     let maps = rule("CREATE, UPDATE", "", "configmaps");
     place.register("MutatingWebhookConfiguration", "webhooks-label", &maps, &[("label", "/mutate", "")]);
@@ -90,25 +95,133 @@ fn webhooks_label_and_deny() {
     // Other namespaces are none of its business.
     shared::cluster().in_new("webhooks-exempt").run(&["create", "configmap", "forbidden"]).ok();
     // Without CREATE it says nothing any more, and with it again.
-    let set = |operations: &str| {
-        let patch =
-            format!(r#"[{{"op": "replace", "path": "/webhooks/0/rules/0/operations", "value": {operations}}}]"#);
-        for kind in ["mutatingwebhookconfiguration/webhooks-label", "validatingwebhookconfiguration/webhooks-deny"] {
-            kubectl.run(&["patch", kind, "--type=json", "-p", &patch]).ok();
-        }
-    };
-    set(r#"["UPDATE"]"#);
+    let both = ["mutatingwebhookconfiguration/webhooks-label", "validatingwebhookconfiguration/webhooks-deny"];
+    for configuration in both {
+        let mut object = kubectl.json(&["get", configuration]);
+        object["webhooks"][0]["rules"][0]["operations"] = serde_json::json!(["UPDATE"]);
+        kubectl.feed(&["replace", "-f", "-"], &object.to_string()).ok();
+    }
     kubectl.run(&["create", "configmap", "forbidden"]).ok();
     assert_eq!(kubectl.path(&["configmap", "forbidden"], "{.metadata.labels.seen-by}").unwrap(), "");
     kubectl.run(&["delete", "configmap", "forbidden"]).ok();
-    set(r#"["CREATE"]"#);
+    let create = r#"[{"op": "replace", "path": "/webhooks/0/rules/0/operations", "value": ["CREATE"]}]"#;
+    for configuration in both {
+        kubectl.run(&["patch", configuration, "--type=json", "-p", create]).ok();
+    }
     kubectl.run(&["create", "configmap", "forbidden"]).fails_with("denied the request");
     place.clear();
     kubectl.run(&["create", "configmap", "forbidden"]).ok();
+    // A condition spares one name.
+    let skip = "  matchConditions: [{name: skip, expression: 'object.metadata.name != \"skip-me\"'}]\n";
+    place.register("MutatingWebhookConfiguration", "webhooks-label", &maps, &[("label", "/mutate", skip)]);
+    for (name, label) in [("skip-me", ""), ("not-me", "webhook")] {
+        kubectl.run(&["create", "configmap", name]).ok();
+        assert_eq!(kubectl.path(&["configmap", name], "{.metadata.labels.seen-by}").unwrap(), label);
+    }
+    // Nobody is asked about the configurations themselves.
+    let own = rule("\"*\"", "admissionregistration.k8s.io", "\"*\"");
+    place.register("ValidatingWebhookConfiguration", "webhooks-own", &own, &[("own", "/deny", "")]);
+    place.register("MutatingWebhookConfiguration", "webhooks-own", &own, &[("own", "/mutate", "")]);
+    place.register("ValidatingWebhookConfiguration", "webhooks-dummy", &own, &[("dummy", "/deny", "")]);
+    let dummy = ["validatingwebhookconfiguration", "webhooks-dummy"];
+    assert_eq!(kubectl.path(&dummy, "{.metadata.labels.seen-by}").unwrap(), "");
+    kubectl.run(&["delete", "validatingwebhookconfiguration", "webhooks-dummy"]).ok();
+    // Without an authority nobody can be trusted, and nothing passes.
+    place.clear();
+    let stranger = Place { authority: "\"\"".to_owned(), kubectl: kubectl.clone(), namespace: place.namespace };
+    stranger.register("ValidatingWebhookConfiguration", "webhooks-strange", &maps, &[("strange", "/validate", "")]);
+    kubectl.run(&["create", "configmap", "refused"]).fails_with("certificate signed by unknown authority");
+}
+
+fn configurations_are_objects_like_others() {
+    let kubectl = shared::server("webhook-configurations");
+    kubectl.run(&["api-resources", "--api-group=admissionregistration.k8s.io"]).prints(&[
+        "mutatingwebhookconfigurations",
+        "validatingwebhookconfigurations",
+        "admissionregistration.k8s.io/v1",
+    ]);
+    for kind in ["MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"] {
+        let manifest = |condition: &str| {
+            format!(
+                "apiVersion: admissionregistration.k8s.io/v1
+kind: {kind}
+metadata: {{name: conditions}}
+webhooks:
+- name: conditions.extension.test
+  sideEffects: None
+  admissionReviewVersions: [v1]
+  clientConfig: {{url: 'https://127.0.0.1:1/'}}
+  rules: [{{operations: [CREATE], apiGroups: [none.example.com], apiVersions: [v1], resources: [nones]}}]
+  matchConditions: [{{name: first, expression: \"{condition}\"}}]
+"
+            )
+        };
+        kubectl.apply(&manifest("object.metadata.name == 'a'"));
+        let of = [kind, "conditions"];
+        let expression = "{.webhooks[0].matchConditions[0].expression}";
+        assert_eq!(kubectl.path(&of, expression).unwrap(), "object.metadata.name == 'a'");
+        kubectl.apply(&manifest("object.metadata.name == 'b'"));
+        assert_eq!(kubectl.path(&of, expression).unwrap(), "object.metadata.name == 'b'");
+        kubectl.feed(&["apply", "-f", "-"], &manifest("object.metadata.name ==")).fails_with("compilation failed");
+        kubectl.run(&["delete", kind, "conditions"]).ok();
+    }
+}
+
+fn a_webhook_converts_custom_objects() {
+    let place = Place::new("conversion");
+    let (kubectl, authority) = (&place.kubectl, &place.authority);
+    let definition = |storage: &str| {
+        let version = |name: &str, fields: &str| {
+            format!(
+                "  - {{name: {name}, served: true, storage: {}, schema: {{openAPIV3Schema: {{type: object, properties: {{{fields}}}}}}}}}\n",
+                name == storage
+            )
+        };
+        format!(
+            "apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {{name: hosts.conversion.example.com}}
+spec:
+  group: conversion.example.com
+  scope: Namespaced
+  names: {{plural: hosts, kind: Host}}
+  conversion:
+    strategy: Webhook
+    webhook:
+      conversionReviewVersions: [v1]
+      clientConfig: {{service: {{namespace: conversion, name: extension, path: /convert}}, caBundle: {authority}}}
+  versions:
+{}{}",
+            version("v1", "hostPort: {type: string}"),
+            version("v2", "host: {type: string}, port: {type: string}"),
+        )
+    };
+    kubectl.apply(&definition("v1"));
+    kubectl.run(&["wait", "--for=condition=Established", "crd/hosts.conversion.example.com", "--timeout=20s"]).ok();
+    let v1 = "apiVersion: conversion.example.com/v1\nkind: Host\nmetadata: {name: one}\nhostPort: a.example:80\n";
+    kubectl.apply(v1);
+    let at = |version: &str, name: &str, path: &str| {
+        kubectl.path(&[&format!("hosts.{version}.conversion.example.com"), name], path).unwrap()
+    };
+    assert_eq!(at("v2", "one", "{.host} {.port}"), "a.example 80");
+    assert_eq!(at("v1", "one", "{.hostPort}"), "a.example:80");
+    kubectl.apply(&definition("v2"));
+    kubectl.apply(
+        "apiVersion: conversion.example.com/v2\nkind: Host\nmetadata: {name: two}\nhost: b.example\nport: \"81\"\n",
+    );
+    let list = kubectl.json(&["get", "hosts.v2.conversion.example.com"]);
+    let hosts: Vec<_> = list["items"].as_array().unwrap().iter().map(|i| (&i["apiVersion"], &i["host"])).collect();
+    let v2 = &serde_json::json!("conversion.example.com/v2");
+    assert_eq!(hosts, [(v2, &serde_json::json!("a.example")), (v2, &serde_json::json!("b.example"))]);
+    let port = r#"{"hostPort": "b.example:82"}"#;
+    kubectl.run(&["patch", "hosts.v1.conversion.example.com", "two", "--type=merge", "-p", port]).ok();
+    assert_eq!(at("v2", "two", "{.port}"), "82");
+    kubectl.run(&["delete", "crd", "hosts.conversion.example.com"]).ok();
 }
 
 fn webhooks_that_are_gone_fail_or_are_ignored() {
     let place = Place::new("webhooks-gone");
+    let _removed = Removed(&place);
     let kubectl = &place.kubectl;
     let slow = "  timeoutSeconds: 1\n  failurePolicy: Ignore\n";
     let secrets = rule("CREATE", "", "secrets");
@@ -118,7 +231,8 @@ fn webhooks_that_are_gone_fail_or_are_ignored() {
     place.register("ValidatingWebhookConfiguration", "webhooks-slow", &secrets, &[("closed", "/slow", slow)]);
     kubectl.run(&["create", "secret", "generic", "two"]).fails_with("?timeout=1s\": context deadline exceeded");
     place.clear();
-    place.register("ValidatingWebhookConfiguration", "webhooks-slow", &secrets, &[("patient", "/slow", "")]);
+    let webhooks = [("patient", "/slow", ""), ("default", "/slow", "  timeoutSeconds: 10\n")];
+    place.register("ValidatingWebhookConfiguration", "webhooks-slow", &secrets, &webhooks);
     kubectl.run(&["create", "secret", "generic", "two"]).ok();
 
     let maps = rule("CREATE", "", "configmaps");
@@ -147,6 +261,7 @@ fn webhooks_that_are_gone_fail_or_are_ignored() {
 
 fn webhooks_guard_connections_and_custom_kinds() {
     let place = Place::new("webhooks-guard");
+    let _removed = Removed(&place);
     let kubectl = &place.kubectl;
     let pods = rule("CONNECT", "", "pods/attach");
     place.register("ValidatingWebhookConfiguration", "webhooks-attach", &pods, &[("attach", "/deny", "")]);

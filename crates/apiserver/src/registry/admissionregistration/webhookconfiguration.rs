@@ -40,8 +40,6 @@ const BASE: Strategy = Strategy {
     ..Strategy::DEFAULT
 };
 
-/// The versions of `AdmissionReview` that are known.
-const REVIEWS: [&str; 2] = ["v1", "v1beta1"];
 /// What a webhook may do beside answering.
 const SIDE_EFFECTS: [&str; 2] = ["None", "NoneOnDryRun"];
 
@@ -61,7 +59,9 @@ fn validate(o: &Value, faults: &mut Faults) {
         let name = hook["name"].as_str().unwrap_or_default();
         validate_name(name, &format!("{at}.name"), faults);
         validate_hook(hook, &at, faults);
-        validate_reviews(&hook["admissionReviewVersions"], &format!("{at}.admissionReviewVersions"), faults);
+        let reviews = &hook["admissionReviewVersions"];
+        let missing = format!("must specify one of {}", webhook::REVIEWS.join(", "));
+        webhook::validate_reviews(reviews, &format!("{at}.admissionReviewVersions"), &missing, faults);
         if !name.is_empty() && seen.contains(&name) {
             faults.push(FieldError::duplicate(format!("{at}.name"), name));
         }
@@ -104,24 +104,6 @@ fn validate_hook(hook: &Value, at: &str, faults: &mut Faults) {
     webhook::validate_config(&hook["clientConfig"], &format!("{at}.clientConfig"), faults);
     let variables = ["object", "oldObject", "request", "namespaceObject", "authorizer"];
     matching::conditions(&hook["matchConditions"], &format!("{at}.matchConditions"), &variables, faults);
-}
-
-fn validate_reviews(versions: &Value, at: &str, faults: &mut Faults) {
-    let list: Vec<&str> = versions.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    if list.is_empty() {
-        return faults.required(at, format!("must specify one of {}", REVIEWS.join(", ")));
-    }
-    for (i, version) in list.iter().enumerate() {
-        let at = format!("{at}[{i}]");
-        if list[..i].contains(version) {
-            faults.invalid(at, *version, "duplicate version");
-            continue;
-        }
-        faults.rule(&at, version, names::dns1035_label(version));
-    }
-    if !list.iter().any(|v| REVIEWS.contains(v)) {
-        faults.invalid(at, versions.clone(), format!("must include at least one of {}", REVIEWS.join(", ")));
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! CustomResourceDefinition.
 
 use serde_json::{Value, json};
-use skiff_api::{names, validation::Faults};
+use skiff_api::{
+    names,
+    validation::{Faults, FieldError},
+};
 
 use super::structural;
 use crate::{
@@ -10,6 +13,7 @@ use crate::{
         core::{default_field, object_mut},
         strategy::{Column, Strategy, name_col},
     },
+    webhook,
 };
 
 const APPROVAL: &str = "api-approved.kubernetes.io";
@@ -68,14 +72,10 @@ fn defaults(o: &mut Value) {
         default_field(names, "singular", kind.to_ascii_lowercase());
     }
     default_field(spec, "conversion", json!({"strategy": "None"}));
-    let webhook = &mut spec["conversion"]["webhook"]["clientConfig"]["service"];
-    if webhook.is_object() {
-        default_field(webhook, "port", 443);
-    } else if let Some(conversion) = spec["conversion"].as_object_mut()
-        && conversion
-            .get("webhook")
-            .is_some_and(|w| w["clientConfig"]["service"].is_null() && w["clientConfig"]["url"].is_null())
-    {
+    let conversion = &mut spec["conversion"];
+    if conversion["webhook"].is_object() {
+        webhook::default_config(&mut conversion["webhook"]["clientConfig"]);
+    } else if let Some(conversion) = conversion.as_object_mut() {
         conversion.shift_remove("webhook");
     }
 }
@@ -183,10 +183,33 @@ fn validate(o: &Value, faults: &mut Faults) {
     if count == 0 {
         faults.required("spec.versions", "");
     }
-    match spec["conversion"]["strategy"].as_str() {
-        Some("None") | None => {}
-        Some("Webhook") if spec["conversion"]["webhook"].is_object() => {}
-        Some("Webhook") => faults.required("spec.conversion.webhook", "required when strategy is set to Webhook"),
+    validate_conversion(&spec["conversion"], faults);
+}
+
+/// The paths are those of upstream's own form of a definition.
+fn validate_conversion(conversion: &Value, faults: &mut Faults) {
+    const CLIENT: &str = "spec.conversion.webhookClientConfig";
+    const REVIEWS: &str = "spec.conversion.conversionReviewVersions";
+    let (client, reviews) =
+        (&conversion["webhook"]["clientConfig"], &conversion["webhook"]["conversionReviewVersions"]);
+    match conversion["strategy"].as_str() {
+        Some("Webhook") => {
+            if client.is_object() {
+                webhook::validate_config(client, CLIENT, faults);
+            } else {
+                faults.required(CLIENT, "required when strategy is set to Webhook");
+            }
+            webhook::validate_reviews(reviews, REVIEWS, "", faults);
+        }
+        Some("None") | None => {
+            let why = "should not be set when strategy is not set to Webhook";
+            if client.is_object() {
+                faults.push(FieldError::forbidden(CLIENT, why));
+            }
+            if reviews.as_array().is_some_and(|r| !r.is_empty()) {
+                faults.push(FieldError::forbidden(REVIEWS, why));
+            }
+        }
         Some(other) => faults.one_of("spec.conversion.strategy", other, &["None", "Webhook"]),
     }
 }

@@ -29,7 +29,7 @@ def admit(path, review):
         response["patch"] = base64.b64encode(json.dumps(patch).encode()).decode()
         response["warnings"] = ["labelled by the webhook"]
     elif path == "/slow":
-        time.sleep(3)
+        time.sleep(5)
     elif path == "/deny" or "forbidden" in meta.get("name", ""):
         response["allowed"] = False
         response["status"] = {"code": 403, "reason": "Forbidden", "message": "the test forbids it"}
