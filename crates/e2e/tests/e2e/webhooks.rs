@@ -97,7 +97,7 @@ fn webhooks_label_and_deny() {
     // Without CREATE it says nothing any more, and with it again.
     let both = ["mutatingwebhookconfiguration/webhooks-label", "validatingwebhookconfiguration/webhooks-deny"];
     for configuration in both {
-        let mut object = kubectl.json(&["get", configuration]);
+        let mut object = kubectl.json(&[configuration]);
         object["webhooks"][0]["rules"][0]["operations"] = serde_json::json!(["UPDATE"]);
         kubectl.feed(&["replace", "-f", "-"], &object.to_string()).ok();
     }
@@ -109,6 +109,8 @@ fn webhooks_label_and_deny() {
         kubectl.run(&["patch", configuration, "--type=json", "-p", create]).ok();
     }
     kubectl.run(&["create", "configmap", "forbidden"]).fails_with("denied the request");
+    kubectl.run(&["create", "configmap", "back"]).ok();
+    assert_eq!(kubectl.path(&["configmap", "back"], "{.metadata.labels.seen-by}").unwrap(), "webhook");
     place.clear();
     kubectl.run(&["create", "configmap", "forbidden"]).ok();
     // A condition spares one name.
@@ -209,7 +211,7 @@ spec:
     kubectl.apply(
         "apiVersion: conversion.example.com/v2\nkind: Host\nmetadata: {name: two}\nhost: b.example\nport: \"81\"\n",
     );
-    let list = kubectl.json(&["get", "hosts.v2.conversion.example.com"]);
+    let list = kubectl.json(&["hosts.v2.conversion.example.com"]);
     let hosts: Vec<_> = list["items"].as_array().unwrap().iter().map(|i| (&i["apiVersion"], &i["host"])).collect();
     let v2 = &serde_json::json!("conversion.example.com/v2");
     assert_eq!(hosts, [(v2, &serde_json::json!("a.example")), (v2, &serde_json::json!("b.example"))]);
