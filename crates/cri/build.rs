@@ -1,14 +1,11 @@
 //! Writes the gRPC clients and servers of the two CRI services from the tables below. The messages
 //! are written by hand, so neither a protocol file nor its compiler is needed.
 
-use tonic_build::manual::{Builder, Method, Service};
+#[path = "build/services.rs"]
+mod services;
 
-/// Name, argument and answer of a method, and whether the answer is a stream.
-struct Rpc(&'static str, &'static str, &'static str, bool);
-
-const fn unary(name: &'static str, argument: &'static str, answer: &'static str) -> Rpc {
-    Rpc(name, argument, answer, false)
-}
+use services::{Rpc, service, unary};
+use tonic_build::manual::Builder;
 
 const fn stream(name: &'static str, argument: &'static str, answer: &'static str) -> Rpc {
     Rpc(name, argument, answer, true)
@@ -61,35 +58,9 @@ const IMAGE: &[Rpc] = &[
     unary("ImageFsInfo", "ImageFsInfoRequest", "ImageFsInfoResponse"),
 ];
 
-fn service(name: &str, methods: &[Rpc]) -> Service {
-    let mut service = Service::builder().name(name).package("runtime.v1");
-    for Rpc(route, argument, answer, streamed) in methods {
-        let mut method = Method::builder()
-            .name(snake_case(route))
-            .route_name(route)
-            .input_type(format!("crate::v1::{argument}"))
-            .output_type(format!("crate::v1::{answer}"))
-            .codec_path("tonic_prost::ProstCodec");
-        if *streamed {
-            method = method.server_streaming();
-        }
-        service = service.method(method.build());
-    }
-    service.build()
-}
-
-fn snake_case(name: &str) -> String {
-    let mut out = String::new();
-    for (i, c) in name.char_indices() {
-        if c.is_ascii_uppercase() && i > 0 {
-            out.push('_');
-        }
-        out.push(c.to_ascii_lowercase());
-    }
-    out
-}
-
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    Builder::new().compile(&[service("RuntimeService", RUNTIME), service("ImageService", IMAGE)]);
+    println!("cargo::rerun-if-changed=build/services.rs");
+    let of = |name, methods| service("runtime.v1", name, "crate::v1", methods);
+    Builder::new().compile(&[of("RuntimeService", RUNTIME), of("ImageService", IMAGE)]);
 }

@@ -18,6 +18,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "skiff-pki",
             "skiff-streaming",
             "skiff-cri",
+            "skiff-csi",
             "skiff-images",
             "skiff-runtime",
             "skiff-network",
