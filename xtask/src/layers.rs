@@ -39,7 +39,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
         ],
     ),
     ("bin", &["skiff"]),
-    ("tools", &["skiff-e2e", "xtask"]),
+    ("tools", &["skiff-csi-testdriver", "skiff-e2e", "xtask"]),
 ];
 /// The runtime is made of these parts of its own layer.
 const FRIENDS: [(&str, &[&str]); 1] =

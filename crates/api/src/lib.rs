@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod cron;
+pub mod csi;
 pub mod decode;
 pub mod fields;
 pub mod kinds;

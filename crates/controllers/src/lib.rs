@@ -4,6 +4,7 @@
 //! `reconcile.rs` decides, a function from observed state to actions with neither clock nor client in it. The queue,
 //! the retries and the watches are those of `skiff_client`.
 
+mod attachdetach;
 mod certificates;
 mod cronjob;
 mod custom;
@@ -110,6 +111,7 @@ pub async fn run(config: Config, informers: Informers) {
     controllers.spawn(nodeipam::run(informers.clone(), config.pod_cidr));
     controllers.spawn(podgc::run(informers.clone()));
     controllers.spawn(volumebinder::run(informers.clone()));
+    controllers.spawn(attachdetach::run(informers.clone()));
     controllers.spawn(volumeprotection::run(informers.clone()));
     controllers.spawn(ephemeralvolume::run(informers.clone()));
     controllers.spawn(localvolumes::run(informers.clone()));

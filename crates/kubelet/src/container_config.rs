@@ -29,6 +29,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) restart_count: u32,
     pub(crate) image: &'a v1::Image,
     pub(crate) env: Vec<(String, Vec<u8>)>,
+    pub(crate) devices: Vec<v1::Device>,
     pub(crate) mounts: Vec<v1::Mount>,
     /// Bytes.
     pub(crate) node_memory: i64,
@@ -62,6 +63,7 @@ pub(crate) fn container_config(
         labels: labels(pod, container),
         annotations: annotations(pod, container, parts.restart_count),
         mounts: parts.mounts,
+        devices: parts.devices,
         log_path: format!("{}/{}.log", container.name, parts.restart_count),
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),
@@ -213,6 +215,7 @@ mod tests {
             image: &image,
             env: vec![("A".into(), b"x".to_vec())],
             mounts: Vec::new(),
+            devices: Vec::new(),
             node_memory: 1 << 30,
             target_id: None,
         };

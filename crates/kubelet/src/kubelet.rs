@@ -8,7 +8,7 @@ use std::{
 
 use futures::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Secret, Service};
 use kube::Client;
 use parking_lot::Mutex;
 use skiff_client::{Change, EventRecorder, EventType, Informer, object_reference};
@@ -23,6 +23,7 @@ use crate::{
     cgroup::Cgroups,
     config::Config,
     cri::Runtime,
+    csi::Csi,
     eviction::Eviction,
     images::Images,
     names,
@@ -52,6 +53,9 @@ pub(crate) struct Kubelet {
     pub(crate) node: Informer<Node>,
     pub(crate) config_maps: Objects<ConfigMap>,
     pub(crate) secrets: Objects<Secret>,
+    /// Of CSI volumes, which may grow.
+    pub(crate) claims: Objects<PersistentVolumeClaim>,
+    pub(crate) csi: Csi,
     pub(crate) images: Images,
     pub(crate) statuses: Arc<Sender>,
     pub(crate) capacity: Capacity,
@@ -253,6 +257,7 @@ impl Kubelet {
         self.statuses.forget(&handle.uid);
         self.config_maps.release(&handle.uid);
         self.secrets.release(&handle.uid);
+        self.claims.release(&handle.uid);
         self.admission.release(&handle.uid);
     }
 
@@ -278,6 +283,10 @@ impl Kubelet {
                     Some(Change::Deleted { old }) => self.removed(&old.uid()),
                     None => return,
                 },
+                () = self.csi.registered.notified() => {
+                    self.pods.all().iter().for_each(|h| h.wake.notify_one());
+                    orphans::clean(&self, &live(&pods)).await;
+                }
                 _ = resync.tick() => {
                     self.pods.all().iter().for_each(|h| h.wake.notify_one());
                     orphans::clean(&self, &live(&pods)).await;

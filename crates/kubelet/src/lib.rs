@@ -12,6 +12,7 @@ mod cgroup;
 mod config;
 mod container_config;
 mod cri;
+mod csi;
 mod dns;
 mod env;
 mod eviction;
@@ -39,7 +40,10 @@ mod worker;
 
 use std::{future::Future, sync::Arc};
 
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, Pod, Service};
+use k8s_openapi::api::{
+    core::v1::{Node, PersistentVolume, Pod, Service},
+    storage::v1::CSIDriver,
+};
 use kube::Client;
 use skiff_client::{EventRecorder, Informers, Selector};
 use skiff_cri::{Channel, ImageServiceClient, RuntimeServiceClient};
@@ -106,7 +110,9 @@ pub async fn run(
         services: informers.informer::<Service>(),
         node: informers.selected::<Node>(node::selector(&config.node_name)),
         config_maps: objects::Objects::new(client.clone(), waker.clone()),
-        secrets: objects::Objects::new(client.clone(), waker),
+        secrets: objects::Objects::new(client.clone(), waker.clone()),
+        claims: objects::Objects::new(client.clone(), waker),
+        csi: csi::Csi::new(&config.root_dir, informers.informer::<CSIDriver>()),
         images: images::Images::default(),
         statuses: status::sender::Sender::start(client.clone()),
         capacity: node::capacity::Capacity::read(&config.root_dir),
@@ -121,6 +127,7 @@ pub async fn run(
         pods,
         network,
     });
+    kubelet.csi.make_directories().map_err(|(path, source)| Error::Directory { path, source })?;
     // Also if this future is dropped.
     let _workers = EndWorkers(kubelet.clone());
     let mut tasks = JoinSet::new();
@@ -135,6 +142,8 @@ pub async fn run(
     tasks.spawn(eviction::run(kubelet.clone()));
     tasks.spawn(images::garbage::run(kubelet.clone()));
     tasks.spawn(local_volumes::run(kubelet.clone(), local_volumes));
+    tasks.spawn(csi::registration::run(kubelet.clone()));
+    tasks.spawn(csi::unmount::unstage_unused(kubelet.clone()));
     tasks.spawn(kubelet.clone().watch_runtime());
     tasks.spawn(kubelet.clone().watch_pods(pods_of_node));
     shutdown.await;

@@ -41,9 +41,15 @@ pub(crate) async fn clean(kubelet: &Arc<Kubelet>, live: &HashSet<PodUid>) {
     let Ok(entries) = std::fs::read_dir(&directory) else { return };
     for entry in entries.flatten() {
         let uid = PodUid::new(&entry.file_name().to_string_lossy());
-        if !is_live(&uid)
-            && let Err(error) = mounts::remove_tree(&entry.path())
-        {
+        if is_live(&uid) {
+            continue;
+        }
+        // Drivers take their volumes away themselves; what is mounted there is theirs.
+        if let Err(error) = kubelet.csi.tear_down(&uid).await {
+            tracing::warn!(pod = %uid, error, "cannot take away the volumes of a pod that is gone");
+            continue;
+        }
+        if let Err(error) = mounts::remove_tree(&entry.path()) {
             tracing::warn!(pod = %uid, %error, "cannot remove the directory of a pod that is gone");
         }
     }

@@ -62,6 +62,14 @@ pub(super) fn admit(a: &Attributes<'_>, value: &Value, old: Option<&Value>) -> R
                 None => Err(a.refuse(format!("node {node:?} can only remove the finalizer of its own volumes"))),
             }
         }
+        // A CSINode that is being created is named in the object.
+        ("storage.k8s.io", "csinodes") => {
+            let name = if a.name.is_empty() { value["metadata"]["name"].as_str() } else { Some(a.name.as_str()) };
+            match name == Some(node) {
+                true => Ok(()),
+                false => Err(a.refuse("can only access CSINode with the same name as the requesting node")),
+            }
+        }
         ("coordination.k8s.io", "leases") => {
             if a.namespace != "kube-node-lease" {
                 Err(a.refuse("can only access leases in the \"kube-node-lease\" system namespace"))

@@ -114,7 +114,8 @@ pub(crate) async fn run(kubelet: Arc<Kubelet>, mut readiness: watch::Receiver<Re
                 }
             };
             let pressures = Pressure::ALL.map(|p| kubelet.eviction.has(p));
-            Facts { info, images, not_ready, pressures }
+            let volumes_in_use = kubelet.csi.in_use();
+            Facts { info, images, not_ready, pressures, volumes_in_use }
         }
     };
     let not_ready = readiness.borrow_and_update().message();
@@ -124,6 +125,7 @@ pub(crate) async fn run(kubelet: Arc<Kubelet>, mut readiness: watch::Receiver<Re
     tokio::spawn(pass_pod_cidr(kubelet.clone()));
     let mut last = Instant::now();
     loop {
+        kubelet.csi.reported(sent.volumes_in_use.as_deref().unwrap_or_default());
         let not_ready = readiness.borrow_and_update().message();
         let now = facts(kubelet.clone(), not_ready).await;
         let next = status::status(&kubelet.config, &kubelet.capacity, &now, Some(&sent), kubelet.now());
@@ -132,6 +134,7 @@ pub(crate) async fn run(kubelet: Arc<Kubelet>, mut readiness: watch::Receiver<Re
                 Ok(()) => {
                     tell_changes(&kubelet, &sent, &next);
                     (sent, last) = (next, Instant::now());
+                    kubelet.csi.reported(sent.volumes_in_use.as_deref().unwrap_or_default());
                 }
                 Err(kube::Error::Api(error)) if error.code == 404 => sent = register(&kubelet, &nodes, &now).await,
                 Err(error) => {

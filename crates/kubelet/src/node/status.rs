@@ -28,6 +28,8 @@ pub(super) struct Facts {
     pub(super) not_ready: Option<String>,
     /// What the node is short of: memory, disk, process numbers.
     pub(super) pressures: [bool; 3],
+    /// Volumes that must not be detached.
+    pub(super) volumes_in_use: Vec<String>,
 }
 
 /// Unchanging facts from the kernel and the runtime.
@@ -141,6 +143,9 @@ pub(super) fn status(
         }),
         images: Some(facts.images.clone()),
         node_info: Some(facts.info.clone()),
+        // An empty list takes away what was said before.
+        volumes_in_use: (!facts.volumes_in_use.is_empty() || old.is_some_and(|s| s.volumes_in_use.is_some()))
+            .then(|| facts.volumes_in_use.clone()),
         ..NodeStatus::default()
     }
 }
@@ -202,6 +207,7 @@ mod tests {
             images: Vec::new(),
             not_ready: Some("why".into()),
             pressures: [false; 3],
+            volumes_in_use: Vec::new(),
         };
         let at = |s| Timestamp::from_second(s).unwrap();
         let first = status(&config, &capacity, &facts, None, at(100));

@@ -101,6 +101,18 @@ fn machine_memory(kubelet: &Kubelet) -> i64 {
     (kubelet.capacity.memory_bytes - available).max(0)
 }
 
+/// How full the pods' volumes are, of those whose drivers say it, by the pods' UIDs.
+async fn volumes(kubelet: &Kubelet) -> BTreeMap<String, Vec<Value>> {
+    let of_pods = kubelet.pods.all().into_iter().map(|handle| async move {
+        let pod = handle.pod();
+        let mounted = kubelet.csi.mounted_by(&handle.uid);
+        let asked = mounted.iter().map(|(name, volume)| kubelet.csi.stats(&pod, name, volume));
+        let told: Vec<Value> = futures::future::join_all(asked).await.into_iter().flatten().collect();
+        (handle.uid.as_str().to_owned(), told)
+    });
+    futures::future::join_all(of_pods).await.into_iter().filter(|(_, told)| !told.is_empty()).collect()
+}
+
 /// `/stats/summary`.
 pub(super) async fn summary(kubelet: &Kubelet) -> Result<Value, Failure> {
     let now = Timestamp::now();
@@ -130,16 +142,21 @@ pub(super) async fn summary(kubelet: &Kubelet) -> Result<Value, Failure> {
         }));
     }
     let (cpu, memory) = node_usage(kubelet);
+    let volumes = volumes(kubelet).await;
     let pods: Vec<Value> = pods
-        .into_values()
-        .map(|(reference, containers, cpu_ns, cores, memory)| {
-            json!({
+        .into_iter()
+        .map(|(uid, (reference, containers, cpu_ns, cores, memory))| {
+            let mut pod = json!({
                 "podRef": reference,
                 "startTime": containers.first().map(|c| c["startTime"].clone()),
                 "containers": containers,
                 "cpu": {"time": now.to_string(), "usageCoreNanoSeconds": cpu_ns, "usageNanoCores": cores},
                 "memory": {"time": now.to_string(), "workingSetBytes": memory},
-            })
+            });
+            if let Some(volumes) = volumes.get(&uid) {
+                pod["volume"] = json!(volumes);
+            }
+            pod
         })
         .collect();
     Ok(json!({

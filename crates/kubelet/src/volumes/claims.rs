@@ -1,13 +1,17 @@
 //! Volumes that a pod has through a claim: `persistentVolumeClaim`, and `ephemeral`, whose claim is the pod's own.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
+use std::{
+    fs,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    path::PathBuf,
+};
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Volume};
 use kube::{Api, Client, ResourceExt as _};
 use skiff_api::storage;
 
 use super::{api_message, host_path};
-use crate::pod::PodExt as _;
+use crate::{csi, pod::PodExt as _};
 
 /// The claim behind a volume of a pod.
 #[derive(Debug, PartialEq)]
@@ -21,11 +25,18 @@ pub(super) struct Source {
 
 /// What a claim leads to on this node.
 #[derive(Debug, PartialEq)]
-pub(super) struct Claimed {
-    pub(super) path: PathBuf,
-    pub(super) read_only: bool,
-    /// Whether files may be given to the pod's group: not what belongs to the node itself.
-    pub(super) takes_group: bool,
+pub(super) enum Claimed {
+    /// A directory that is there.
+    Directory {
+        path: PathBuf,
+        read_only: bool,
+        /// Whether files may be given to the pod's group: not what belongs to the node itself.
+        takes_group: bool,
+    },
+    /// A block device that is there.
+    Device { path: PathBuf, read_only: bool },
+    /// A volume that its driver has to make ready.
+    Csi(Box<csi::Volume>),
 }
 
 impl Source {
@@ -63,7 +74,7 @@ impl Source {
         if reference != claim.metadata.uid {
             return Err(wrapped(format!("PV {volume_name} is bound to another PVC")));
         }
-        self.ready(&volume)
+        self.ready(&volume, &namespace)
     }
 
     /// The name of the volume, if the claim can be used.
@@ -84,16 +95,26 @@ impl Source {
         volume.filter(|v| bound && !v.is_empty()).ok_or_else(|| "PVC is not bound".to_owned())
     }
 
-    fn ready(&self, volume: &PersistentVolume) -> Result<Claimed, String> {
+    fn ready(&self, volume: &PersistentVolume, namespace: &str) -> Result<Claimed, String> {
         let spec = volume.spec.clone().unwrap_or_default();
-        if spec.volume_mode.as_deref() == Some("Block") {
-            return Err(format!(
-                "volume {:?} has volumeMode Block, which is not supported on this node",
-                volume.name_any()
-            ));
+        let claim = (namespace, self.claim.as_str());
+        if let Some(wanted) = csi::Volume::persistent(volume, claim, self.read_only) {
+            return Ok(Claimed::Csi(Box::new(wanted?)));
         }
         let only_read = |modes: &[String]| !modes.is_empty() && modes.iter().all(|m| m == "ReadOnlyMany");
         let read_only = self.read_only || only_read(spec.access_modes.as_deref().unwrap_or_default());
+        if spec.volume_mode.as_deref() == Some("Block") {
+            let Some(source) = &spec.local else {
+                return Err(format!("no block volume plugin matched for volume {:?}", volume.name_any()));
+            };
+            return match fs::metadata(&source.path) {
+                Ok(found) if found.file_type().is_block_device() => {
+                    Ok(Claimed::Device { path: PathBuf::from(&source.path), read_only })
+                }
+                Ok(_) => Err(format!("{} is not a block device", source.path)),
+                Err(_) => Err(format!("path {:?} does not exist", source.path)),
+            };
+        }
         if let Some(source) = &spec.host_path {
             let ours = volume.annotations().get(storage::PROVISIONED_BY).is_some_and(|p| p == storage::PROVISIONER);
             let is_new = fs::symlink_metadata(&source.path).is_err();
@@ -102,11 +123,11 @@ impl Source {
                 // For everybody: who writes depends on the containers' users.
                 fs::set_permissions(&source.path, fs::Permissions::from_mode(0o777)).map_err(|e| e.to_string())?;
             }
-            return Ok(Claimed { path: PathBuf::from(&source.path), read_only, takes_group: ours });
+            return Ok(Claimed::Directory { path: PathBuf::from(&source.path), read_only, takes_group: ours });
         }
         if let Some(source) = &spec.local {
             return match fs::metadata(&source.path) {
-                Ok(_) => Ok(Claimed { path: PathBuf::from(&source.path), read_only, takes_group: true }),
+                Ok(_) => Ok(Claimed::Directory { path: PathBuf::from(&source.path), read_only, takes_group: true }),
                 Err(_) => Err(format!("path {:?} does not exist", source.path)),
             };
         }
@@ -150,10 +171,11 @@ mod tests {
             .unwrap()
         };
         let source = Source { claim: "c".into(), read_only: false, owned: false };
-        let ready = source.ready(&volume(json!(["ReadWriteOnce"]))).unwrap();
-        assert_eq!(ready, Claimed { path: dir.clone(), read_only: false, takes_group: true });
+        let ready = source.ready(&volume(json!(["ReadWriteOnce"])), "n").unwrap();
+        assert_eq!(ready, Claimed::Directory { path: dir.clone(), read_only: false, takes_group: true });
         assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o777);
-        assert!(source.ready(&volume(json!(["ReadOnlyMany"]))).unwrap().read_only);
+        let only_read = source.ready(&volume(json!(["ReadOnlyMany"])), "n").unwrap();
+        assert!(matches!(only_read, Claimed::Directory { read_only: true, .. }));
         fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -7,8 +7,9 @@ mod atomic;
 mod claims;
 mod host_path;
 pub(crate) mod mounts;
-mod ownership;
+pub(crate) mod ownership;
 mod payload;
+pub(crate) mod tokens;
 
 use std::{
     collections::{HashMap, hash_map::DefaultHasher},
@@ -17,18 +18,14 @@ use std::{
     io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
-    core::v1::{
-        Container, EmptyDirVolumeSource, Pod, ProjectedVolumeSource, ServiceAccount, ServiceAccountTokenProjection,
-        Volume, VolumeMount,
-    },
+use k8s_openapi::api::core::v1::{
+    Container, EmptyDirVolumeSource, Pod, ProjectedVolumeSource, ServiceAccountTokenProjection, Volume, VolumeMount,
 };
-use kube::{Api, api::PostParams};
 use skiff_api::quantity::Quantity;
 use skiff_cri::v1;
 
@@ -37,23 +34,33 @@ use self::{
     payload::DEFAULT_MODE,
 };
 use crate::{
+    csi,
     expansion::expand,
     fields::Addresses,
     kubelet::Kubelet,
     pod::{PodExt, PodUid},
 };
 
-/// Lifetime of a token for which none is said, seconds.
-const TOKEN_SECONDS: i64 = 3600;
 /// The share of its life after which a token is replaced.
 const TOKEN_RENEWAL: f64 = 0.8;
 
 /// A volume that cannot be used yet.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("MountVolume.SetUp failed for volume \"{volume}\" : {message}")]
-pub(crate) struct VolumeError {
-    pub(crate) volume: String,
-    pub(crate) message: String,
+pub(crate) enum VolumeError {
+    /// Something is wrong with it.
+    #[error("{step} failed for volume \"{volume}\" : {message}")]
+    Failed {
+        /// As upstream names it.
+        step: &'static str,
+        volume: String,
+        message: String,
+    },
+    /// It is being made ready; the pod is woken when that is over.
+    #[error("volumes are being made ready")]
+    Pending {
+        /// Since when, that of the last try.
+        since: Instant,
+    },
 }
 
 /// The volumes of one pod.
@@ -62,6 +69,7 @@ pub(crate) struct PodVolumes {
     ready: HashMap<String, Ready>,
     /// By volume and path.
     tokens: HashMap<(String, String), Token>,
+    csi: csi::PodVolumes,
 }
 
 struct Ready {
@@ -70,6 +78,8 @@ struct Ready {
     written: Option<u64>,
     /// The source itself cannot be written to.
     read_only: bool,
+    /// It is a device, not a directory.
+    device: bool,
 }
 
 struct Token {
@@ -79,8 +89,8 @@ struct Token {
 
 /// What every source needs to know.
 struct Context<'a> {
-    kubelet: &'a Kubelet,
-    pod: &'a Pod,
+    kubelet: &'a Arc<Kubelet>,
+    pod: &'a Arc<Pod>,
     uid: PodUid,
     fs_group: Option<u32>,
     /// The user of all containers, if it is the same.
@@ -89,20 +99,24 @@ struct Context<'a> {
 
 impl PodVolumes {
     /// Makes all volumes ready and up to date. Volumes that can be made are, whatever is wrong with others.
-    pub(crate) async fn prepare(&mut self, kubelet: &Kubelet, pod: &Pod) -> Result<(), VolumeError> {
-        let security = PodExt::spec(pod).security_context.as_ref();
+    pub(crate) async fn prepare(&mut self, kubelet: &Arc<Kubelet>, pod: &Arc<Pod>) -> Result<(), VolumeError> {
+        let security = PodExt::spec(&**pod).security_context.as_ref();
         let fs_group = security.and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
         let context = Context { kubelet, pod, uid: pod.uid(), fs_group, fs_user: common_user(pod) };
         let mut first_error = None;
-        for volume in PodExt::spec(pod).volumes.iter().flatten() {
+        for volume in PodExt::spec(&**pod).volumes.iter().flatten() {
             let known = self.ready.contains_key(&volume.name);
-            if let Err(message) = self.prepare_one(&context, volume).await {
+            let prepared = self.prepare_one(&context, volume).await;
+            if let Err(error) = prepared {
                 if known {
                     // It goes on with what it has.
-                    tracing::debug!(pod = %context.uid, volume = volume.name, message, "a volume cannot be brought up to date");
+                    tracing::debug!(pod = %context.uid, %error, "a volume cannot be brought up to date");
                     continue;
                 }
-                first_error.get_or_insert(VolumeError { volume: volume.name.clone(), message });
+                // What is wrong comes before what only takes its time.
+                if first_error.as_ref().is_none_or(|e| matches!(e, VolumeError::Pending { .. })) {
+                    first_error = Some(error);
+                }
             }
         }
         first_error.map_or(Ok(()), Err)
@@ -113,7 +127,66 @@ impl PodVolumes {
         self.tokens.values().map(|t| t.renew_at).min()
     }
 
-    async fn prepare_one(&mut self, context: &Context<'_>, volume: &Volume) -> Result<(), String> {
+    async fn prepare_one(&mut self, context: &Context<'_>, volume: &Volume) -> Result<(), VolumeError> {
+        let failed =
+            |message: String| VolumeError::Failed { step: "MountVolume.SetUp", volume: volume.name.clone(), message };
+        if let Some(wanted) = csi::Volume::inline(volume, context.pod.namespace(), &context.uid) {
+            return self.prepare_csi(context, &volume.name, wanted.map_err(failed)?).await;
+        }
+        if let Some(source) = claims::Source::of(context.pod, volume) {
+            // What a volume is does not change while a pod has it.
+            if let Some(wanted) = self.csi.known(&volume.name) {
+                return self.prepare_csi(context, &volume.name, wanted).await;
+            }
+            if self.ready.contains_key(&volume.name) {
+                return Ok(());
+            }
+            return match source.prepare(&context.kubelet.client, context.pod).await.map_err(failed)? {
+                claims::Claimed::Csi(wanted) => self.prepare_csi(context, &volume.name, *wanted).await,
+                claims::Claimed::Directory { path, read_only, takes_group } => {
+                    if let Some(group) = context.fs_group.filter(|_| !read_only && takes_group) {
+                        ownership::set(&path, group, false, context.on_root_mismatch())
+                            .map_err(|e| failed(e.to_string()))?;
+                    }
+                    self.insert(&volume.name, path, None, read_only);
+                    Ok(())
+                }
+                claims::Claimed::Device { path, read_only } => {
+                    self.ready.insert(volume.name.clone(), Ready { path, written: None, read_only, device: true });
+                    Ok(())
+                }
+            };
+        }
+        self.prepare_own(context, volume).await.map_err(failed)
+    }
+
+    async fn prepare_csi(&mut self, context: &Context<'_>, name: &str, wanted: csi::Volume) -> Result<(), VolumeError> {
+        let request = csi::Request {
+            volume: wanted.clone(),
+            fs_group: context.fs_group,
+            on_root_mismatch: context.on_root_mismatch(),
+        };
+        let path = self.csi.prepare(context.kubelet, context.pod, name, request).await?;
+        let ready = Ready { path, written: None, read_only: wanted.read_only, device: wanted.block };
+        self.ready.insert(name.to_owned(), ready);
+        Ok(())
+    }
+
+    /// Waits for work on volumes that is under way, before they are taken away.
+    pub(crate) async fn finish(&mut self) {
+        self.csi.finish().await;
+    }
+
+    /// Upstream's words for volumes that take too long.
+    pub(crate) fn timed_out(&self) -> String {
+        let waiting = self.csi.waiting().join(" ");
+        format!(
+            "Unable to attach or mount volumes: unmounted volumes=[{waiting}], unattached volumes=[], failed to process volumes=[]: context deadline exceeded"
+        )
+    }
+
+    /// A volume of which nobody else than the kubelet has to be asked.
+    async fn prepare_own(&mut self, context: &Context<'_>, volume: &Volume) -> Result<(), String> {
         let name = volume.name.as_str();
         if let Some(source) = &volume.empty_dir {
             if !self.ready.contains_key(name) {
@@ -147,22 +220,11 @@ impl PodVolumes {
             let payload = self.projected(context, name, source).await?;
             return self.write(context, "projected", name, payload);
         }
-        if let Some(source) = claims::Source::of(context.pod, volume) {
-            if !self.ready.contains_key(name) {
-                let claimed = source.prepare(&context.kubelet.client, context.pod).await?;
-                if let Some(group) = context.fs_group.filter(|_| !claimed.read_only && claimed.takes_group) {
-                    ownership::set(&claimed.path, group, false, context.on_root_mismatch())
-                        .map_err(|e| e.to_string())?;
-                }
-                self.insert(name, claimed.path, None, claimed.read_only);
-            }
-            return Ok(());
-        }
         Err(format!("no volume plugin matched: volumes of type {} are not supported on this node", kind_of(volume)))
     }
 
     fn insert(&mut self, name: &str, path: PathBuf, written: Option<u64>, read_only: bool) {
-        self.ready.insert(name.to_owned(), Ready { path, written, read_only });
+        self.ready.insert(name.to_owned(), Ready { path, written, read_only, device: false });
     }
 
     /// Writes what a volume of files should hold, if it holds anything else.
@@ -235,7 +297,8 @@ impl PodVolumes {
         if let Some(known) = known.filter(|t| now < t.renew_at) {
             return Ok(known.token.clone().into_bytes());
         }
-        match context.request_token(source).await {
+        match tokens::request(context.kubelet, context.pod, source.audience.as_deref(), source.expiration_seconds).await
+        {
             Ok((token, expires)) => {
                 let life = expires.duration_since(now).as_secs_f64().max(1.0);
                 let renew_at = now.checked_add(Duration::from_secs_f64(life * TOKEN_RENEWAL)).unwrap_or(expires);
@@ -266,6 +329,26 @@ impl PodVolumes {
         mounts.map(|(index, mount)| self.container_mount(kubelet, pod, container, env, index, mount)).collect()
     }
 
+    /// A container's devices.
+    pub(crate) fn container_devices(&self, container: &Container) -> Result<Vec<v1::Device>, String> {
+        let devices = container.volume_devices.iter().flatten().map(|device| {
+            let name = &device.name;
+            let ready = self
+                .ready
+                .get(name)
+                .ok_or_else(|| format!("cannot find volume {name:?} to pass into container {:?}", container.name))?;
+            if !ready.device {
+                return Err(format!("volume {name} has volumeMode Filesystem, but is specified in volumeDevices"));
+            }
+            Ok(v1::Device {
+                container_path: device.device_path.clone(),
+                host_path: ready.path.to_string_lossy().into_owned(),
+                permissions: if ready.read_only { "r" } else { "mrw" }.to_owned(),
+            })
+        });
+        devices.collect()
+    }
+
     fn container_mount(
         &self,
         kubelet: &Kubelet,
@@ -278,6 +361,9 @@ impl PodVolumes {
         let ready = self.ready.get(&mount.name).ok_or_else(|| {
             format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name)
         })?;
+        if ready.device {
+            return Err(format!("volume {} has volumeMode Block, but is specified in volumeMounts", mount.name));
+        }
         let mut sub_path = mount.sub_path.clone().unwrap_or_default();
         if let Some(expression) = mount.sub_path_expr.as_deref().filter(|e| !e.is_empty()) {
             let missing = std::cell::Cell::new(false);
@@ -330,7 +416,7 @@ impl Context<'_> {
     }
 
     fn on_root_mismatch(&self) -> bool {
-        let security = PodExt::spec(self.pod).security_context.as_ref();
+        let security = PodExt::spec(&**self.pod).security_context.as_ref();
         security.and_then(|s| s.fs_group_change_policy.as_deref()) == Some("OnRootMismatch")
     }
 
@@ -371,35 +457,6 @@ impl Context<'_> {
             &addresses,
             &self.kubelet.capacity.allocatable(),
         )
-    }
-
-    /// A new token and when it ends.
-    async fn request_token(&self, source: &ServiceAccountTokenProjection) -> Result<(String, Timestamp), String> {
-        let account =
-            PodExt::spec(self.pod).service_account_name.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
-        let request = TokenRequest {
-            spec: Some(TokenRequestSpec {
-                audiences: Some(source.audience.iter().filter(|a| !a.is_empty()).cloned().collect()),
-                expiration_seconds: Some(source.expiration_seconds.unwrap_or(TOKEN_SECONDS)),
-                bound_object_ref: Some(BoundObjectReference {
-                    api_version: Some("v1".into()),
-                    kind: Some("Pod".into()),
-                    name: Some(self.pod.name().to_owned()),
-                    uid: Some(self.uid.as_str().to_owned()),
-                }),
-            }),
-            ..TokenRequest::default()
-        };
-        let accounts: Api<ServiceAccount> = Api::namespaced(self.kubelet.client.clone(), self.pod.namespace());
-        let answer = accounts
-            .create_token_request(account, &PostParams::default(), &request)
-            .await
-            .map_err(|e| format!("failed to fetch token: {}", api_message(&e)))?;
-        let status = answer.status.unwrap_or_default();
-        match (status.token, status.expiration_timestamp) {
-            (Some(token), Some(expires)) => Ok((token, expires.0)),
-            _ => Err("failed to fetch token: the answer has none".to_owned()),
-        }
     }
 }
 

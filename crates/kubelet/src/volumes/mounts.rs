@@ -33,7 +33,7 @@ fn is_mount_point(path: &Path) -> io::Result<bool> {
 }
 
 /// Paths below `root` that something is mounted on, deepest first.
-fn mounts_below(root: &Path) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn mounts_below(root: &Path) -> io::Result<Vec<PathBuf>> {
     let text = fs::read("/proc/self/mountinfo")?;
     let mut found: Vec<PathBuf> = text
         .split(|b| *b == b'\n')

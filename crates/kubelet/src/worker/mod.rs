@@ -23,7 +23,7 @@ use crate::{
     qos,
     sandbox_config::sandbox_config,
     status::{self, Failure, Waiting},
-    volumes::PodVolumes,
+    volumes::{PodVolumes, VolumeError},
 };
 
 /// Before the runtime or the API server is tried again.
@@ -33,6 +33,8 @@ const CONFIG_RETRY: Duration = Duration::from_secs(10);
 /// Between tries to set up a volume: doubled from the first to the last.
 const VOLUME_RETRY: Duration = Duration::from_millis(500);
 const VOLUME_RETRY_MAX: Duration = Duration::from_secs(122);
+/// How long volumes may take before somebody is told.
+const VOLUME_PATIENCE: Duration = Duration::from_secs(123);
 
 /// The worker of one pod.
 struct Worker {
@@ -44,6 +46,8 @@ struct Worker {
     waiting: HashMap<String, Waiting>,
     volumes: PodVolumes,
     volume_failures: u32,
+    /// When it was last told that volumes take their time.
+    told_to_wait: Option<Instant>,
     sandbox_failures: u32,
     /// Of running containers, by id.
     probing: HashMap<String, Probing>,
@@ -86,6 +90,7 @@ pub(crate) async fn run(kubelet: Arc<Kubelet>, handle: Arc<PodHandle>) {
         waiting: HashMap::new(),
         volumes: PodVolumes::default(),
         volume_failures: 0,
+        told_to_wait: None,
         sandbox_failures: 0,
         probing: HashMap::new(),
         backoffs: Backoffs::default(),
@@ -314,10 +319,19 @@ impl Worker {
                 self.volume_failures = 0;
                 true
             }
+            Err(VolumeError::Pending { since, .. }) if starts => {
+                // It wakes this worker when it is done.
+                let waited = since.elapsed();
+                if waited >= VOLUME_PATIENCE && self.told_to_wait.is_none_or(|told| told.elapsed() >= VOLUME_PATIENCE) {
+                    self.told_to_wait = Some(Instant::now());
+                    self.kubelet.pod_warning(&self.pod, "FailedMount", &self.volumes.timed_out());
+                }
+                self.look_again(VOLUME_PATIENCE.saturating_sub(waited).max(RETRY));
+                false
+            }
             Err(error) if starts => {
                 self.kubelet.pod_warning(&self.pod, "FailedMount", &error.to_string());
-                let delay = VOLUME_RETRY.saturating_mul(1 << self.volume_failures.min(8)).min(VOLUME_RETRY_MAX);
-                self.volume_failures += 1;
+                let delay = self.volume_back_off();
                 self.look_again(delay);
                 false
             }
@@ -327,6 +341,13 @@ impl Worker {
                 true
             }
         }
+    }
+
+    /// How long to wait before volumes are tried again.
+    fn volume_back_off(&mut self) -> Duration {
+        let delay = VOLUME_RETRY.saturating_mul(1 << self.volume_failures.min(8)).min(VOLUME_RETRY_MAX);
+        self.volume_failures += 1;
+        delay
     }
 
     fn network_ready(&mut self) -> bool {

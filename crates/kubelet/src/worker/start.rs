@@ -156,6 +156,7 @@ impl Worker {
         let container = &start.container;
         let env = self.environment(container).await?;
         let mut mounts = self.volumes.container_mounts(&self.kubelet, &self.pod, container, &env)?;
+        let devices = self.volumes.container_devices(container)?;
         let dir = self.kubelet.config.pod_dir(self.handle.uid.as_str());
         if mounts.iter().all(|m| m.container_path != HOSTS) {
             let hosts = dir.join("etc-hosts");
@@ -179,7 +180,11 @@ impl Worker {
             _ => None,
         };
         let node_memory = self.kubelet.capacity.memory_bytes;
-        container_config(&self.pod, container, Parts { restart_count, image, env, mounts, node_memory, target_id })
+        container_config(
+            &self.pod,
+            container,
+            Parts { restart_count, image, env, mounts, devices, node_memory, target_id },
+        )
     }
 
     /// The container whose processes an ephemeral container is to see.

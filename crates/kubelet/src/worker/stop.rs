@@ -185,6 +185,13 @@ impl Worker {
         if !self.stop_sandboxes().await {
             return false;
         }
+        self.volumes.finish().await;
+        if let Err(error) = self.kubelet.csi.tear_down(&self.handle.uid).await {
+            tracing::warn!(pod = %self.handle.uid, error, "cannot take a pod's volumes away");
+            let delay = self.volume_back_off();
+            self.look_again(delay);
+            return false;
+        }
         let dir = self.kubelet.config.pod_dir(self.handle.uid.as_str());
         let removed = tokio::task::spawn_blocking(move || mounts::remove_tree(&dir)).await;
         if let Ok(Err(error)) = removed {
@@ -195,6 +202,7 @@ impl Worker {
         self.kubelet.cgroups.remove(&self.handle.uid);
         self.kubelet.config_maps.release(&self.handle.uid);
         self.kubelet.secrets.release(&self.handle.uid);
+        self.kubelet.claims.release(&self.handle.uid);
         self.stopping.cleaned = true;
         true
     }

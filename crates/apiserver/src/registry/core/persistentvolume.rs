@@ -122,6 +122,12 @@ fn validate(o: &Value, faults: &mut Faults) {
             validate_path(&spec[source], &format!("spec.{source}.path"), faults);
         }
     }
+    if spec["csi"].is_object() {
+        validate_csi_driver_name(&spec["csi"]["driver"], "spec.csi.driver", faults);
+        if spec["csi"]["volumeHandle"].as_str().is_none_or(str::is_empty) {
+            faults.required("spec.csi.volumeHandle", "");
+        }
+    }
     if spec["hostPath"]["path"] == "/" && policy == "Recycle" {
         let why = "may not be 'recycle' for a hostPath mount of '/'";
         faults.push(FieldError::forbidden("spec.persistentVolumeReclaimPolicy", why));
@@ -137,6 +143,18 @@ fn validate(o: &Value, faults: &mut Faults) {
         }
     } else if spec["local"].is_object() {
         faults.required("metadata.annotations", "Local volume requires node affinity");
+    }
+}
+
+/// The name of a CSI driver, which becomes part of paths.
+pub(crate) fn validate_csi_driver_name(name: &Value, at: &str, faults: &mut Faults) {
+    let name = name.as_str().unwrap_or_default();
+    if name.is_empty() {
+        faults.required(at, "");
+    } else if name.len() > 63 {
+        faults.push(FieldError::too_long(at, 63));
+    } else {
+        faults.rule(at, name, names::dns1123_subdomain(&name.to_lowercase()));
     }
 }
 

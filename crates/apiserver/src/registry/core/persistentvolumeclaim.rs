@@ -21,7 +21,10 @@ pub(crate) static STRATEGY: Strategy = Strategy {
         }
         default_field(object_mut(o, "status"), "phase", "Pending");
     },
-    prepare_create: |o| o["status"] = json!({"phase": "Pending"}),
+    prepare_create: |o| {
+        o["status"] = json!({"phase": "Pending"});
+        normalize_sources(&mut o["spec"]);
+    },
     validate: |o, faults| validate_spec(&o["spec"], "spec", faults),
     validate_update,
     columns: &[
@@ -116,6 +119,60 @@ pub(crate) fn validate_spec(spec: &Value, at: &str, faults: &mut Faults) {
     if let Some(mode) = spec["volumeMode"].as_str() {
         faults.one_of(&format!("{at}.volumeMode"), mode, &["Block", "Filesystem"]);
     }
+    validate_source(spec, "dataSource", at, faults);
+    validate_source(spec, "dataSourceRef", at, faults);
+    let (old, new) = (&spec["dataSource"], &spec["dataSourceRef"]);
+    if old.is_object() && new.is_object() && ["apiGroup", "kind", "name"].iter().any(|f| old[*f] != new[*f]) {
+        faults.invalid(at, format!("{at}.dataSource"), "must match dataSourceRef");
+    }
+}
+
+/// What a claim is to begin with has an old field and a new one, which say the same where the old one can say it:
+/// it never could for other kinds than claims and snapshots, nor for other namespaces.
+fn normalize_sources(spec: &mut Value) {
+    let is_of_old = |source: &Value| {
+        let group = source["apiGroup"].as_str().unwrap_or_default();
+        matches!(
+            (group, source["kind"].as_str().unwrap_or_default()),
+            ("", "PersistentVolumeClaim") | ("snapshot.storage.k8s.io", "VolumeSnapshot")
+        )
+    };
+    if spec["dataSource"].is_object()
+        && !is_of_old(&spec["dataSource"])
+        && let Some(spec) = spec.as_object_mut()
+    {
+        spec.shift_remove("dataSource");
+    }
+    let (old, new) = (spec["dataSource"].clone(), spec["dataSourceRef"].clone());
+    match (old.is_object(), new.is_object()) {
+        (true, false) => spec["dataSourceRef"] = old,
+        (false, true) if new["namespace"].as_str().is_none_or(str::is_empty) => spec["dataSource"] = new,
+        _ => {}
+    }
+}
+
+/// What a claim is to begin with.
+fn validate_source(spec: &Value, field: &str, at: &str, faults: &mut Faults) {
+    let source = &spec[field];
+    if !source.is_object() {
+        return;
+    }
+    let text = |name: &str| source[name].as_str().unwrap_or_default();
+    for name in ["name", "kind"] {
+        if text(name).is_empty() {
+            faults.required(format!("{at}.{field}.{name}"), "");
+        }
+    }
+    if text("apiGroup").is_empty() && text("kind") != "PersistentVolumeClaim" {
+        let why = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
+        faults.invalid(format!("{at}.{field}"), text("kind"), why);
+    } else if !text("apiGroup").is_empty() {
+        faults.rule(&format!("{at}.{field}.apiGroup"), text("apiGroup"), names::dns1123_subdomain(text("apiGroup")));
+    }
+    let namespace = text("namespace");
+    if !namespace.is_empty() {
+        faults.rule(&format!("{at}.{field}.namespace"), namespace, names::dns1123_label(namespace));
+    }
 }
 
 const IMMUTABLE: &str =
@@ -199,6 +256,33 @@ mod tests {
         let spec = json!({"accessModes": ["ReadWriteOncePod", "x"], "resources": {"requests": {"storage": "0"}}});
         validate_spec(&spec, "spec", &mut faults);
         assert_eq!(faults.0.len(), 3, "{faults:?}");
+    }
+
+    #[test]
+    fn what_it_begins_with() {
+        let snapshot = json!({"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "s"});
+        let mut spec = json!({"dataSource": snapshot});
+        normalize_sources(&mut spec);
+        assert_eq!(spec["dataSourceRef"], snapshot);
+        let other = json!({"apiGroup": "example.com", "kind": "Backup", "name": "b"});
+        let mut spec = json!({"dataSource": other});
+        normalize_sources(&mut spec);
+        assert!(spec["dataSource"].is_null() && spec["dataSourceRef"].is_null());
+        let base = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
+        let faults = |source: Value| {
+            let mut spec = base.clone();
+            spec["dataSource"] = source;
+            let mut faults = Faults::default();
+            validate_spec(&spec, "spec", &mut faults);
+            faults.0.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert!(faults(snapshot).is_empty());
+        assert_eq!(
+            faults(json!({"kind": "VolumeSnapshot", "name": "s"})),
+            [
+                "spec.dataSource: Invalid value: \"VolumeSnapshot\": must be 'PersistentVolumeClaim' when referencing the default apiGroup"
+            ]
+        );
     }
 
     #[test]
