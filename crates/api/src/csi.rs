@@ -10,6 +10,11 @@ pub fn unique_name(driver: &str, handle: &str) -> String {
     format!("kubernetes.io/csi/{driver}^{handle}")
 }
 
+/// Driver and handle of a volume that is named so.
+pub fn of_unique_name(name: &str) -> Option<(&str, &str)> {
+    name.strip_prefix("kubernetes.io/csi/")?.split_once('^')
+}
+
 /// The VolumeAttachment of a volume and a node.
 pub fn attachment_name(driver: &str, handle: &str, node: &str) -> String {
     format!("csi-{}", sha256(&[handle, driver, node]))
@@ -41,6 +46,8 @@ mod tests {
     #[test]
     fn names() {
         assert_eq!(unique_name("d", "h"), "kubernetes.io/csi/d^h");
+        assert_eq!(of_unique_name("kubernetes.io/csi/d^h/^x"), Some(("d", "h/^x")));
+        assert_eq!(of_unique_name("kubernetes.io/other/d"), None);
         // echo -n hdn | sha256sum
         let hash = sha256(&["hdn"]);
         assert_eq!(attachment_name("d", "h", "n"), format!("csi-{hash}"));

@@ -52,9 +52,14 @@ pub fn prepared(path: &str) -> PathBuf {
 
 /// The binary that is tested, of the profile that this program is built with.
 pub fn skiff() -> PathBuf {
+    built("skiff")
+}
+
+/// A program of the repository, of the profile that this program is built with.
+pub fn built(name: &str) -> PathBuf {
     let here = std::env::current_exe().expect("has a path");
     let profile = here.ancestors().nth(2).expect("PROFILE/deps/THIS");
-    let skiff = profile.join("skiff");
-    assert!(skiff.exists(), "{} is missing: run `cargo build --workspace --bins` first", skiff.display());
-    skiff
+    let program = profile.join(name);
+    assert!(program.exists(), "{} is missing: run `cargo build --workspace --bins` first", program.display());
+    program
 }

@@ -50,6 +50,14 @@ pub(crate) async fn volumes(
     if waiting.is_empty() {
         return Ok(());
     }
+    let selected: Vec<ObjectKey> = bindings
+        .iter()
+        .filter_map(|b| match b {
+            Binding::Provision(claim) => Some(ObjectKey::of(&**claim)),
+            Binding::Volume(..) => None,
+        })
+        .collect();
+    let mut seen = vec![false; selected.len()];
     let bound = async {
         let mut changes = claims.subscribe();
         loop {
@@ -59,6 +67,15 @@ pub(crate) async fn volumes(
             });
             if waiting.is_empty() {
                 return Ok(());
+            }
+            // A provisioner that cannot make a volume for the node gives the claim back.
+            for (key, seen) in selected.iter().zip(&mut seen) {
+                let claim = claims.get_key(key);
+                let chosen = claim.as_ref().and_then(|c| c.annotations().get(storage::SELECTED_NODE));
+                if *seen && waiting.contains(key) && chosen.is_none_or(|n| n != node) {
+                    return Err(BindError::Volumes("provisioning failed for PVC"));
+                }
+                *seen |= chosen.is_some_and(|n| n == node);
             }
             match changes.recv().await {
                 Some(skiff_client::Change::Deleted { old }) if waiting.contains(&ObjectKey::of(&*old)) => {

@@ -8,7 +8,7 @@ use std::{
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
-    storage::v1::StorageClass,
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment},
 };
 use kube::{
     Api, Client,
@@ -82,6 +82,10 @@ pub async fn run(client: Client, informers: Informers) {
     let claims = informers.informer::<PersistentVolumeClaim>();
     let volumes = informers.informer::<PersistentVolume>();
     let classes = informers.informer::<StorageClass>();
+    let drivers = informers.informer::<CSIDriver>();
+    let csi_nodes = informers.informer::<CSINode>();
+    let capacities = informers.informer::<CSIStorageCapacity>();
+    let attachments = informers.informer::<VolumeAttachment>();
     let budgets = informers.informer::<PodDisruptionBudget>();
     nodes.wait_synced().await;
     pods.wait_synced().await;
@@ -89,6 +93,10 @@ pub async fn run(client: Client, informers: Informers) {
     claims.wait_synced().await;
     volumes.wait_synced().await;
     classes.wait_synced().await;
+    drivers.wait_synced().await;
+    csi_nodes.wait_synced().await;
+    capacities.wait_synced().await;
+    attachments.wait_synced().await;
     let (bound, mut outcomes) = mpsc::channel(BINDINGS_UNDER_WAY);
     let mut scheduler = Scheduler {
         recorder: EventRecorder::new(client.clone(), SCHEDULER_NAME, None),
@@ -109,6 +117,10 @@ pub async fn run(client: Client, informers: Informers) {
     let mut claim_changes: Subscription<PersistentVolumeClaim> = claims.subscribe();
     let mut volume_changes: Subscription<PersistentVolume> = volumes.subscribe();
     let mut class_changes: Subscription<StorageClass> = classes.subscribe();
+    let mut driver_changes: Subscription<CSIDriver> = drivers.subscribe();
+    let mut csi_node_changes: Subscription<CSINode> = csi_nodes.subscribe();
+    let mut capacity_changes: Subscription<CSIStorageCapacity> = capacities.subscribe();
+    let mut attachment_changes: Subscription<VolumeAttachment> = attachments.subscribe();
     loop {
         let wake = scheduler.queue.next_wake();
         let can_try = scheduler.binding < BINDINGS_UNDER_WAY && scheduler.queue.is_ready(Instant::now());
@@ -119,6 +131,26 @@ pub async fn run(client: Client, informers: Informers) {
             Some(change) = class_changes.recv() => {
                 let name = change.object().metadata.name.clone().unwrap_or_default();
                 keep(&mut scheduler.world.storage.classes, name, change);
+                scheduler.queue.changed(Changes::STORAGE, Instant::now());
+            }
+            Some(change) = driver_changes.recv() => {
+                let name = change.object().metadata.name.clone().unwrap_or_default();
+                keep(&mut scheduler.world.storage.drivers, name, change);
+                scheduler.queue.changed(Changes::STORAGE, Instant::now());
+            }
+            Some(change) = csi_node_changes.recv() => {
+                let name = change.object().metadata.name.clone().unwrap_or_default();
+                keep(&mut scheduler.world.storage.csi_nodes, name, change);
+                scheduler.queue.changed(Changes::STORAGE, Instant::now());
+            }
+            Some(change) = capacity_changes.recv() => {
+                let key = ObjectKey::of(&**change.object());
+                keep(&mut scheduler.world.storage.capacities, key, change);
+                scheduler.queue.changed(Changes::STORAGE, Instant::now());
+            }
+            Some(change) = attachment_changes.recv() => {
+                let name = change.object().metadata.name.clone().unwrap_or_default();
+                keep(&mut scheduler.world.storage.attachments, name, change);
                 scheduler.queue.changed(Changes::STORAGE, Instant::now());
             }
             Some(change) = volume_changes.recv() => {

@@ -81,19 +81,38 @@ fn is_shared(volume: &PersistentVolume) -> bool {
     modes.iter().any(|m| m == "ReadWriteMany" || m == "ReadOnlyMany")
 }
 
-/// How the node's status names the volume of an attachment. `None` if this controller has not made it.
-fn unique_name(attachment: &VolumeAttachment, world: &World<'_>) -> Option<String> {
-    let source = attachment.spec.source.persistent_volume_name.as_deref()?;
-    let csi = world.volumes.get(source)?.spec.as_ref()?.csi.as_ref()?;
-    let name = csi::attachment_name(&csi.driver, &csi.volume_handle, world.name);
-    (attachment.metadata.name.as_deref() == Some(&name)).then(|| csi::unique_name(&csi.driver, &csi.volume_handle))
+/// Whether this controller has made an attachment. Of a volume that is gone all that is left to know it by is the
+/// form of its name.
+fn is_ours(attachment: &VolumeAttachment, world: &World<'_>) -> bool {
+    let name = attachment.metadata.name.as_deref().unwrap_or_default();
+    let Some(source) = attachment.spec.source.persistent_volume_name.as_deref() else { return false };
+    match world.volumes.get(source) {
+        Some(volume) => volume
+            .spec
+            .as_ref()
+            .and_then(|s| s.csi.as_ref())
+            .is_some_and(|csi| csi::attachment_name(&csi.driver, &csi.volume_handle, world.name) == name),
+        None => {
+            let hash = name.strip_prefix("csi-").unwrap_or_default();
+            hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit())
+        }
+    }
+}
+
+/// How the node says that it has the volume of an attachment mounted, if it does.
+fn in_use<'a>(attachment: &str, node: &'a Node, name: &str) -> Option<&'a str> {
+    let used = node.status.as_ref().and_then(|s| s.volumes_in_use.as_deref()).unwrap_or_default();
+    let is = |unique: &&str| {
+        csi::of_unique_name(unique)
+            .is_some_and(|(driver, handle)| csi::attachment_name(driver, handle, name) == attachment)
+    };
+    used.iter().map(String::as_str).find(is)
 }
 
 pub(super) fn plan(world: &World<'_>) -> Plan {
     let mut plan = Plan::default();
     let status = world.node.and_then(|n| n.status.as_ref());
     let said = status.and_then(|s| s.volumes_attached.as_deref()).unwrap_or_default();
-    let in_use = status.and_then(|s| s.volumes_in_use.as_deref()).unwrap_or_default();
     for (index, wanted) in world.wanted.iter().enumerate() {
         let name = csi::attachment_name(&wanted.driver, &wanted.handle, world.name);
         let found = world.attachments.iter().find(|a| a.metadata.name.as_deref() == Some(&name));
@@ -130,28 +149,27 @@ pub(super) fn plan(world: &World<'_>) -> Plan {
         }
     }
     for attachment in world.attachments {
-        unneeded(attachment, world, in_use, &mut plan);
+        unneeded(attachment, world, &mut plan);
     }
     plan.attached.sort_by(|a, b| a.name.cmp(&b.name));
     plan
 }
 
 /// What becomes of an attachment that no pod needs.
-fn unneeded(attachment: &VolumeAttachment, world: &World<'_>, in_use: &[String], plan: &mut Plan) {
+fn unneeded(attachment: &VolumeAttachment, world: &World<'_>, plan: &mut Plan) {
     let Some(name) = attachment.metadata.name.clone() else { return };
     let is_wanted = world.wanted.iter().any(|w| csi::attachment_name(&w.driver, &w.handle, world.name) == name);
-    if is_wanted || attachment.metadata.deletion_timestamp.is_some() {
+    if is_wanted || attachment.metadata.deletion_timestamp.is_some() || !is_ours(attachment, world) {
         return;
     }
-    let Some(unique) = unique_name(attachment, world) else { return };
     if let Some(node) = world.node {
         let taints = node.spec.iter().flat_map(|s| s.taints.iter().flatten());
         let out_of_service = taints.into_iter().any(|t| t.key == OUT_OF_SERVICE);
         let idle = (world.idle)(&name);
         let forced = out_of_service || (!is_ready(node) && idle >= FORCED_AFTER);
-        if in_use.contains(&unique) && !forced {
+        if let Some(unique) = in_use(&name, node, world.name).filter(|_| !forced) {
             if attachment.status.as_ref().is_some_and(|s| s.attached) {
-                plan.attached.push(AttachedVolume { name: unique, device_path: String::new() });
+                plan.attached.push(AttachedVolume { name: unique.to_owned(), device_path: String::new() });
             }
             plan.idle.push(name);
             plan.look_again(FORCED_AFTER.saturating_sub(idle).max(Duration::from_secs(1)));
@@ -284,18 +302,28 @@ mod tests {
 
     #[test]
     fn attachments_of_others_are_left_alone() {
-        let volume = volume(json!(["ReadWriteOnce"]));
-        let plan = plan(&World {
-            name: "n",
-            node: None,
-            wanted: &[],
-            attachments: &[attachment("by-hand", json!({"attached": true}))],
-            volumes: &[("pv".to_owned(), volume)].into(),
-            elsewhere: &BTreeMap::new(),
-            idle: &|_| FORCED_AFTER,
-            age: &|_| FORCED_AFTER,
-        });
-        assert!(plan.detach.is_empty());
+        let name = csi::attachment_name("d", "h", "n");
+        let detached = |name: &str, volumes: &BTreeMap<String, Arc<PersistentVolume>>, node: Option<&Node>| {
+            let plan = plan(&World {
+                name: "n",
+                node,
+                wanted: &[],
+                attachments: &[attachment(name, json!({"attached": true}))],
+                volumes,
+                elsewhere: &BTreeMap::new(),
+                idle: &|_| Duration::ZERO,
+                age: &|_| Duration::ZERO,
+            });
+            plan.detach.len()
+        };
+        let volumes = [("pv".to_owned(), volume(json!(["ReadWriteOnce"])))].into();
+        assert_eq!(detached("by-hand", &volumes, None), 0);
+        // Of a volume that is gone, which is known by the node's status alone.
+        let none = BTreeMap::new();
+        assert_eq!(detached("by-hand", &none, None), 0);
+        let used = node("True", json!([]), json!({"volumesInUse": [UNIQUE]}));
+        assert_eq!(detached(&name, &none, Some(&used)), 0);
+        assert_eq!(detached(&name, &none, Some(&node("True", json!([]), json!({})))), 1);
     }
 
     #[test]

@@ -207,6 +207,11 @@ impl Binder {
             let patch = json!({"metadata": {"annotations": annotations}, "spec": {"volumeName": name}});
             self.patch_claim(claim, patch).await?;
         }
+        // Somebody has to make it larger: upstream's expand controller says who.
+        if !is_unbound(claim) && reconcile::wants_growth(claim, volume) {
+            let message = "waiting for an external controller to expand this PVC".to_owned();
+            self.event(claim, false, "ExternalExpanding", message);
+        }
         if is_unbound(claim) {
             let spec = volume.spec.clone().unwrap_or_default();
             let status = json!({"phase": "Bound", "accessModes": spec.access_modes, "capacity": spec.capacity});

@@ -8,7 +8,7 @@ use k8s_openapi::api::{
 };
 use skiff_api::storage;
 
-use super::matching::{best, class_of_claim, is_for, suits};
+use super::matching::{best, capacity, class_of_claim, is_for, suits, wanted};
 
 /// What a claim needs next.
 #[derive(Debug, PartialEq)]
@@ -129,6 +129,12 @@ fn unbound(claim: &PersistentVolumeClaim, world: &ClaimWorld<'_>) -> ClaimStep {
             ClaimStep::Pending(Some((true, "ProvisioningFailed", message)))
         }
     }
+}
+
+/// Whether a claim asks for more than its volume, of a CSI driver, has.
+pub(super) fn wants_growth(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> bool {
+    let is_csi = volume.spec.as_ref().is_some_and(|s| s.csi.is_some());
+    is_csi && claim.metadata.deletion_timestamp.is_none() && wanted(claim) > capacity(volume)
 }
 
 /// What a volume needs next.

@@ -9,6 +9,7 @@ mod autoscaling;
 mod clusters;
 mod components;
 mod crashes;
+mod csi;
 mod etcd;
 mod extension;
 mod extension_server;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
                 services::TESTS,
                 ingress::TESTS,
                 storage::TESTS,
+                csi::TESTS,
                 autoscaling::TESTS,
                 monitoring::TESTS,
                 scheduling::TESTS,

@@ -94,10 +94,14 @@ async fn expand(kubelet: &Kubelet, pod: &Pod, volume: &Volume, path: &Path) -> R
         .flat_map(|s| s.conditions.iter().flatten())
         .filter(|c| c.type_ != PENDING && c.type_ != "Resizing")
         .collect();
-    let mut status = json!({"capacity": {"storage": capacity}, "conditions": conditions});
-    if claim.status.as_ref().is_some_and(|s| s.allocated_resource_statuses.is_some()) {
-        status["allocatedResourceStatuses"] = json!({"storage": null});
-    }
+    let mut states = claim.status.as_ref().and_then(|s| s.allocated_resource_statuses.clone()).unwrap_or_default();
+    states.remove("storage");
+    // What is empty is not there.
+    let status = json!({
+        "capacity": {"storage": capacity},
+        "conditions": if conditions.is_empty() { json!(null) } else { json!(conditions) },
+        "allocatedResourceStatuses": if states.is_empty() { json!(null) } else { json!({"storage": null}) },
+    });
     let patch = json!({"metadata": {"resourceVersion": claim.resource_version()}, "status": status});
     claims.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)).await.map_err(|e| api_message(&e))?;
     let node = &kubelet.config.node_name;

@@ -8,6 +8,7 @@ mod node_name;
 mod node_ports;
 mod node_resources;
 mod node_unschedulable;
+mod node_volume_limits;
 mod pod_topology_spread;
 mod taint_toleration;
 pub(crate) mod terms;
@@ -73,6 +74,7 @@ pub(crate) struct Attempt<'a> {
     affinity: inter_pod_affinity::State,
     spread: pod_topology_spread::State,
     volumes: volume_binding::State,
+    limits: node_volume_limits::State,
 }
 
 impl<'a> Attempt<'a> {
@@ -83,6 +85,7 @@ impl<'a> Attempt<'a> {
             affinity: inter_pod_affinity::State::new(pod, nodes, &world.namespaces),
             spread: pod_topology_spread::State::new(pod, nodes),
             volumes: volume_binding::State::new(pod, nodes, &world.storage)?,
+            limits: node_volume_limits::State::new(pod, nodes, &world.storage),
         })
     }
 
@@ -96,6 +99,7 @@ impl<'a> Attempt<'a> {
         // What is more than the whole node has, it never has.
         node_resources::filter(pod, node)
             .map_err(|reasons| Refusal { reasons, resolvable: node_resources::fits_empty(pod, node) })?;
+        self.limits.filter(node)?;
         self.volumes.filter(node)?;
         self.spread.filter(pod, node)?;
         self.affinity.filter(pod, node)

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::api::{
     core::v1::{PersistentVolume, PersistentVolumeClaim, Pod},
-    storage::v1::StorageClass,
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment},
 };
 use skiff_api::{quantity::Quantity, storage};
 use skiff_client::ObjectKey;
@@ -19,6 +19,10 @@ pub(crate) struct Storage {
     pub(crate) claims: BTreeMap<ObjectKey, Arc<PersistentVolumeClaim>>,
     pub(crate) volumes: BTreeMap<String, Arc<PersistentVolume>>,
     pub(crate) classes: BTreeMap<String, Arc<StorageClass>>,
+    pub(crate) drivers: BTreeMap<String, Arc<CSIDriver>>,
+    pub(crate) csi_nodes: BTreeMap<String, Arc<CSINode>>,
+    pub(crate) capacities: BTreeMap<ObjectKey, Arc<CSIStorageCapacity>>,
+    pub(crate) attachments: BTreeMap<String, Arc<VolumeAttachment>>,
 }
 
 /// What a pod needs of volumes.
@@ -37,6 +41,34 @@ struct Waiting {
     /// Volumes that are there and would do, the smallest first.
     candidates: Vec<Arc<PersistentVolume>>,
     class: Arc<StorageClass>,
+    /// Where its driver has room for it; None if the driver does not say.
+    room: Option<Vec<Arc<CSIStorageCapacity>>>,
+}
+
+/// Where the driver of a class has room for a claim.
+fn room(
+    claim: &PersistentVolumeClaim,
+    class: &StorageClass,
+    storage: &Storage,
+) -> Option<Vec<Arc<CSIStorageCapacity>>> {
+    storage.drivers.get(&class.provisioner).filter(|d| d.spec.storage_capacity == Some(true))?;
+    let requests = claim.spec.as_ref().and_then(|s| s.resources.as_ref()).and_then(|r| r.requests.as_ref());
+    let wanted: Option<Quantity> = requests.and_then(|r| r.get("storage")).and_then(|q| q.0.parse().ok());
+    let enough = |capacity: &&Arc<CSIStorageCapacity>| {
+        let largest = capacity.maximum_volume_size.as_ref().or(capacity.capacity.as_ref());
+        let largest: Option<Quantity> = largest.and_then(|q| q.0.parse().ok());
+        Some(&capacity.storage_class_name) == class.metadata.name.as_ref() && largest.is_some() && largest >= wanted
+    };
+    Some(storage.capacities.values().filter(enough).cloned().collect())
+}
+
+/// Whether there is room for a claim that has to be made on this node.
+fn has_room(room: &[Arc<CSIStorageCapacity>], node: &NodeInfo) -> bool {
+    let labels = node.node.as_ref().and_then(|n| n.metadata.labels.as_ref());
+    room.iter().any(|capacity| {
+        let topology = capacity.node_topology.as_ref().and_then(terms::compile);
+        topology.is_some_and(|t| terms::matches(&t, labels))
+    })
 }
 
 /// What is to be written for a claim before its pod is bound.
@@ -175,7 +207,8 @@ impl State {
                     let mut candidates: Vec<_> =
                         storage.volumes.values().filter(|v| would_do(v, claim)).cloned().collect();
                     candidates.sort_by_key(|v| (size(v), v.metadata.name.clone()));
-                    state.waiting.push(Waiting { claim: claim.clone(), candidates, class: class.clone() });
+                    let room = room(claim, class, storage);
+                    state.waiting.push(Waiting { claim: claim.clone(), candidates, class: class.clone(), room });
                 }
                 _ => immediate = true,
             }
@@ -198,8 +231,15 @@ impl State {
         if self.bound.iter().any(|v| zone_conflicts(v, node)) {
             return Err(Refusal::final_("node(s) had no available volume zone"));
         }
-        if self.bindings(node).is_none() {
+        let Some(bindings) = self.bindings(node) else {
             return Err(Refusal::final_("node(s) didn't find available persistent volumes to bind"));
+        };
+        let short = bindings.iter().zip(&self.waiting).any(|(binding, waiting)| {
+            let made = matches!(binding, Binding::Provision(_));
+            made && waiting.room.as_ref().is_some_and(|room| !has_room(room, node))
+        });
+        if short {
+            return Err(Refusal::final_("node(s) did not have enough free storage"));
         }
         Ok(())
     }
@@ -257,6 +297,7 @@ mod tests {
                     ((*name).to_owned(), Arc::new(serde_json::from_value(v).unwrap()))
                 })
                 .collect(),
+            ..Storage::default()
         }
     }
 
@@ -300,6 +341,29 @@ mod tests {
         let state = State::new(&claiming(), &all, &late).unwrap();
         assert!(state.filter(&nodes[0]).is_err());
         assert!(matches!(state.bindings(&nodes[1]).unwrap()[..], [Binding::Volume(..)]));
+    }
+
+    #[test]
+    fn drivers_say_where_they_have_room() {
+        let nodes = cluster(&[("a", "x", &[]), ("b", "y", &[])]);
+        let all: Vec<&NodeInfo> = nodes.iter().collect();
+        let mut world = storage(json!({}), json!({}), &[], "WaitForFirstConsumer");
+        let class = json!({"metadata": {"name": "s"}, "provisioner": "d", "volumeBindingMode": "WaitForFirstConsumer"});
+        world.classes.insert("s".into(), Arc::new(serde_json::from_value(class).unwrap()));
+        let driver = json!({"metadata": {"name": "d"}, "spec": {"storageCapacity": true}});
+        world.drivers.insert("d".into(), Arc::new(serde_json::from_value(driver).unwrap()));
+        let reasons = |world: &Storage| {
+            let state = State::new(&claiming(), &all, world).unwrap();
+            nodes.iter().map(|n| state.filter(n).err().map(|r| r.reasons[0].clone())).collect::<Vec<_>>()
+        };
+        let short = Some("node(s) did not have enough free storage".to_owned());
+        assert_eq!(reasons(&world), [short.clone(), short.clone()]);
+        for (name, zone, size) in [("small", "x", "1Mi"), ("large", "y", "1Gi")] {
+            let capacity = json!({"metadata": {"name": name}, "storageClassName": "s", "capacity": size,
+                "nodeTopology": {"matchLabels": {"zone": zone}}});
+            world.capacities.insert(ObjectKey::new("", name), Arc::new(serde_json::from_value(capacity).unwrap()));
+        }
+        assert_eq!(reasons(&world), [short, None]);
     }
 
     #[test]

@@ -273,10 +273,17 @@ fn validate_volumes<'a>(spec: &'a Value, at: &str, faults: &mut Faults) -> Vec<&
             ("secret", "secretName", "secretName"),
             ("persistentVolumeClaim", "claimName", "claimName"),
             ("hostPath", "path", "path"),
-            ("csi", "driver", "driver"),
         ] {
             if v[source].is_object() && v[source][field].as_str().is_none_or(str::is_empty) {
                 faults.required(format!("{here}.{source}.{required}"), "");
+            }
+        }
+        if v["csi"].is_object() {
+            let at = format!("{here}.csi");
+            super::persistentvolume::validate_csi_driver_name(&v["csi"]["driver"], &format!("{at}.driver"), faults);
+            let secret = &v["csi"]["nodePublishSecretRef"];
+            if secret.is_object() && secret["name"].as_str().is_none_or(str::is_empty) {
+                faults.required(format!("{at}.nodePublishSecretRef.name"), "");
             }
         }
         if v["ephemeral"].is_object() {
