@@ -39,7 +39,7 @@ impl Site {
         let cluster = Cluster::create(name, &["--config", &config]);
         cluster.load(&["busybox"]);
         let all = cluster.kubectl();
-        all.in_new("csi").apply(include_str!("driver.yaml"));
+        all.in_new("csi").apply(include_str!("csi/driver.yaml"));
         let kubectl = all.in_new("user");
         for node in all.path(&["nodes"], "{.items[*].metadata.name}").unwrap().split(' ') {
             eventually(PATIENCE, || {
@@ -192,7 +192,7 @@ fn a_drivers_volumes_move_grow_and_are_copied() {
     assert!(stats.contains("\"capacityBytes\":2147483648"), "{stats}");
 
     // A snapshot of it, and a volume that begins with that.
-    kubectl.apply(include_str!("snapshots.yaml"));
+    kubectl.apply(include_str!("csi/snapshots.yaml"));
     let defined = "crd/volumesnapshotcontents.snapshot.storage.k8s.io";
     kubectl.run(&["wait", "--for=condition=Established", defined, "--timeout=30s"]).ok();
     let snapshot = "apiVersion: snapshot.storage.k8s.io/v1\nkind: VolumeSnapshot\nmetadata: {name: yesterday}\n\
