@@ -36,6 +36,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "skiff-ingress",
             "skiff-etcd",
             "skiff-cluster",
+            "skiff-kubectl",
         ],
     ),
     ("bin", &["skiff"]),

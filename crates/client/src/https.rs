@@ -37,7 +37,7 @@ use crate::{Config, ConfigError, Credentials, Pem};
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
 /// client-go's dial timeout.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a token read from a file is used before the file is looked at again; client-go's period.
 const TOKEN_PERIOD: Duration = Duration::from_secs(60);
 
@@ -60,26 +60,31 @@ pub fn https(config: &Config) -> Result<kube::Client, ConfigError> {
         .build(connector);
     let user_agent = HeaderValue::from_str(&config.user_agent)
         .map_err(|error| ConfigError::Server { server: config.server.clone(), what: format!("user agent: {error}") })?;
-    let token = match &config.credentials {
+    let token = token(config)?;
+    let service = Transport { http, base: Arc::new(base), user_agent, token: token.map(Arc::new) };
+    Ok(kube::Client::new(service, &*config.default_namespace))
+}
+
+/// The bearer token of a configuration.
+pub(crate) fn token(config: &Config) -> Result<Option<Token>, ConfigError> {
+    Ok(match &config.credentials {
         Credentials::Token(token) => Some(Token::Fixed(
             bearer(token).map_err(|error| ConfigError::Tls { what: "bearer token", reason: error.to_string() })?,
         )),
         Credentials::TokenFile(path) => Some(Token::File { path: path.clone(), read: Mutex::new(None) }),
         Credentials::Anonymous | Credentials::Certificate { .. } => None,
-    };
-    let service = Transport { http, base: Arc::new(base), user_agent, token: token.map(Arc::new) };
-    Ok(kube::Client::new(service, &*config.default_namespace))
+    })
 }
 
 /// The parts of the server's address.
-struct Base {
-    authority: http::uri::Authority,
+pub(crate) struct Base {
+    pub(crate) authority: http::uri::Authority,
     /// Without a slash at the end.
     path: String,
 }
 
 impl Base {
-    fn parse(server: &str) -> Result<Base, ConfigError> {
+    pub(crate) fn parse(server: &str) -> Result<Base, ConfigError> {
         let invalid = |what: &str| ConfigError::Server { server: server.into(), what: what.into() };
         let uri: Uri = server.parse().map_err(|error: http::uri::InvalidUri| invalid(&error.to_string()))?;
         if uri.scheme_str() != Some("https") {
@@ -90,7 +95,7 @@ impl Base {
     }
 
     /// A request's path on this server.
-    fn resolve(&self, uri: &Uri) -> Result<Uri, http::Error> {
+    pub(crate) fn resolve(&self, uri: &Uri) -> Result<Uri, http::Error> {
         let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
         Uri::builder()
             .scheme("https")
@@ -100,7 +105,7 @@ impl Base {
     }
 }
 
-fn server_name(config: &Config, base: &Base) -> Result<ServerName<'static>, ConfigError> {
+pub(crate) fn server_name(config: &Config, base: &Base) -> Result<ServerName<'static>, ConfigError> {
     let host = base.authority.host().trim_start_matches('[').trim_end_matches(']');
     let name = config.tls_server_name.clone().unwrap_or_else(|| host.to_owned());
     ServerName::try_from(name)
@@ -140,13 +145,13 @@ impl Service<Request<Body>> for Transport {
 }
 
 /// Where the bearer token comes from.
-enum Token {
+pub(crate) enum Token {
     Fixed(HeaderValue),
     File { path: std::path::PathBuf, read: Mutex<Option<(Instant, HeaderValue)>> },
 }
 
 impl Token {
-    async fn header(&self) -> Result<HeaderValue, BoxError> {
+    pub(crate) async fn header(&self) -> Result<HeaderValue, BoxError> {
         let (path, read) = match self {
             Token::Fixed(value) => return Ok(value.clone()),
             Token::File { path, read } => (path, read),
@@ -248,7 +253,7 @@ impl rt::Write for Stream {
     }
 }
 
-fn tls_config(config: &Config) -> Result<ClientConfig, ConfigError> {
+pub(crate) fn tls_config(config: &Config) -> Result<ClientConfig, ConfigError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let roots = roots(&config.ca)?;
     let builder = ClientConfig::builder_with_provider(provider.clone())

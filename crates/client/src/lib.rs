@@ -18,6 +18,7 @@ mod in_process;
 mod informer;
 mod leader;
 pub mod placement;
+mod upgrade;
 mod workqueue;
 
 #[cfg(any(test, feature = "testing"))]
@@ -31,4 +32,5 @@ pub use https::https;
 pub use in_process::in_process;
 pub use informer::{Change, Informer, Informers, ObjectKey, Selector, Subscription};
 pub use leader::{LeaderElection, LeadershipLost};
+pub use upgrade::{server_name, tls_connector, upgrade};
 pub use workqueue::WorkQueue;

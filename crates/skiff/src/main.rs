@@ -19,6 +19,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The subcommand with which the runtime starts a pod's supervisor.
 const SUPERVISOR: &str = "runtime-supervisor";
+/// The subcommand, and the name, under which this is kubectl.
+const KUBECTL: &str = "kubectl";
 
 /// Kubernetes as one binary.
 #[derive(Parser)]
@@ -52,6 +54,9 @@ enum Command {
     /// A cluster's state from a backup
     #[command(subcommand)]
     Snapshot(cmd::snapshot::SnapshotCommand),
+    /// Kubernetes' command line
+    #[command(disable_help_flag = true)]
+    Kubectl,
 }
 
 fn main() -> ExitCode {
@@ -63,7 +68,12 @@ fn main() -> ExitCode {
     if name == skiff_network::cni::PLUGIN_TYPE {
         return ExitCode::from(skiff_network::cni::cni_main());
     }
+    if name == KUBECTL {
+        return skiff_kubectl::main(arguments);
+    }
     match arguments.next() {
+        // Its words are its own, also those that look like flags of ours.
+        Some(first) if first == KUBECTL => return skiff_kubectl::main(arguments),
         Some(first) if first == skiff_cluster::init::SUBCOMMAND => {
             return skiff_cluster::init::node_init_main(arguments);
         }
@@ -96,5 +106,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Cluster(command) => cmd::cluster::run(command),
         Command::Image(command) => cmd::image::run(command),
         Command::Snapshot(command) => cmd::snapshot::run(command),
+        // Here for the help alone: `main` has answered it.
+        Command::Kubectl => Ok(()),
     }
 }

@@ -15,8 +15,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 
 use crate::request::{self, Body, Transport};
 use crate::spdy::{IncomingStream, Session, StreamReader, StreamWriter};
@@ -46,13 +46,13 @@ const WEBSOCKET_PROTOCOLS: [&str; 8] = [
     "",
 ];
 
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const ERROR: u8 = 3;
-const RESIZE: u8 = 4;
+pub(crate) const STDIN: u8 = 0;
+pub(crate) const STDOUT: u8 = 1;
+pub(crate) const STDERR: u8 = 2;
+pub(crate) const ERROR: u8 = 3;
+pub(crate) const RESIZE: u8 = 4;
 /// Version 5: the next byte names a channel that its sender has ended.
-const CLOSE: u8 = 255;
+pub(crate) const CLOSE: u8 = 255;
 
 /// Which streams a command has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -216,7 +216,7 @@ async fn over_websocket<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     handler: impl CommandHandler,
 ) {
     let coding = Coding { base64: protocol.contains("base64") };
-    let (mut sink, stream) = websocket::open(io).await.split();
+    let (mut sink, stream) = websocket::open(io, Role::Server).await.split();
     let (mut ours, theirs) = pipes(options);
     let (stdout, stderr) = (ours.stdout.take(), ours.stderr.take());
     // As upstream: an empty message on the first channel written to tells the client that it is on.

@@ -8,13 +8,14 @@ use std::time::Duration;
 use http::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio_tungstenite::tungstenite::protocol::Role;
 
 use crate::request::{self, Body, Transport};
 use crate::spdy::{IncomingStream, Session};
 use crate::websocket;
 
 const SPDY_PROTOCOL: &str = "portforward.k8s.io";
-const TUNNEL_PROTOCOL: &str = "SPDY/3.1+portforward.k8s.io";
+pub(crate) const TUNNEL_PROTOCOL: &str = "SPDY/3.1+portforward.k8s.io";
 /// How long the second stream of a pair may take, as upstream.
 const PAIR_TIMEOUT: Duration = Duration::from_secs(30);
 /// Requests whose second stream has not come yet.
@@ -59,7 +60,7 @@ pub fn serve_port_forward<B>(request: Request<B>, handler: impl PortForwardHandl
         match transport {
             Transport::Spdy => forward(Session::server(io), handler).await,
             Transport::WebSocket => {
-                let tunnel = websocket::tunnel(websocket::open(io).await);
+                let tunnel = websocket::tunnel(websocket::open(io, Role::Server).await);
                 forward(Session::server(tunnel), handler).await;
             }
         }

@@ -13,14 +13,14 @@ use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 /// Longest message taken. kubectl sends at most 32 KiB at once.
 const MAX_MESSAGE: usize = 1 << 20;
 
-/// Speaks WebSocket, as the server, on a connection whose upgrade has been answered.
-pub(crate) async fn open<T: AsyncRead + AsyncWrite + Unpin>(io: T) -> WebSocketStream<T> {
+/// Speaks WebSocket on a connection whose upgrade has been answered.
+pub(crate) async fn open<T: AsyncRead + AsyncWrite + Unpin>(io: T, role: Role) -> WebSocketStream<T> {
     let mut config = WebSocketConfig::default();
     config.max_message_size = Some(MAX_MESSAGE);
     config.max_frame_size = Some(MAX_MESSAGE);
     config.read_buffer_size = 32 * 1024;
     config.write_buffer_size = 0;
-    WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
+    WebSocketStream::from_raw_socket(io, role, Some(config)).await
 }
 
 /// The binary messages of a connection as one stream of bytes each way.
