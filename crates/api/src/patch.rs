@@ -10,9 +10,12 @@ pub enum PatchError {
     /// The patch is no patch.
     #[error("{0}")]
     Malformed(String),
-    /// The patch does not fit the object, such as a `test` that failed.
+    /// The patch does not fit the object.
     #[error("{0}")]
     DoesNotApply(String),
+    /// A `test` of a JSON patch failed.
+    #[error("{0}")]
+    TestFailed(String),
 }
 
 /// Most operations that one JSON patch may have, as upstream limits it.
@@ -28,7 +31,11 @@ pub fn json(target: &mut Value, patch: &Value) -> Result<(), PatchError> {
     let patch: json_patch::Patch =
         serde_json::from_value(patch.clone()).map_err(|e| PatchError::Malformed(e.to_string()))?;
     json_patch::patch(target, &patch).map_err(|e| {
-        PatchError::DoesNotApply(format!("the server rejected our request due to an error in our request: {e}"))
+        let text = format!("the server rejected our request due to an error in our request: {e}");
+        match e.kind {
+            json_patch::PatchErrorKind::TestFailed => PatchError::TestFailed(text),
+            _ => PatchError::DoesNotApply(text),
+        }
     })
 }
 

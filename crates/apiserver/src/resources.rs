@@ -645,7 +645,7 @@ pub fn patched(
         let mut value = old.clone();
         let bad = |e: patch::PatchError| match e {
             patch::PatchError::Malformed(m) => Status::bad_request(m),
-            patch::PatchError::DoesNotApply(m) => Status::new(422, "Invalid", m),
+            patch::PatchError::DoesNotApply(m) | patch::PatchError::TestFailed(m) => Status::new(422, "Invalid", m),
         };
         match media_type.as_str() {
             "application/json-patch+json" => patch::json(&mut value, &patch).map_err(bad)?,

@@ -99,6 +99,7 @@ impl ApiServer {
                     default_class: Default::default(),
                     hooks: Default::default(),
                     policies: Default::default(),
+                    mutating: Default::default(),
                 },
                 registry,
                 store: config.store,

@@ -160,8 +160,13 @@ async fn ensure_bootstrap_token(client: kube::Client, token: &str) -> Result<()>
     let (id, secret) =
         token.split_once('.').context("the bootstrap token is not of the form abcdef.0123456789abcdef")?;
     let secrets: Api<Secret> = Api::namespaced(client, "kube-system");
+    let name = format!("bootstrap-token-{id}");
+    // Looked for first: a webhook that cannot be reached must not keep the server from starting again.
+    if secrets.get_metadata_opt(&name).await.context("cannot look for the bootstrap token")?.is_some() {
+        return Ok(());
+    }
     let object = serde_json::from_value(json!({
-        "metadata": {"name": format!("bootstrap-token-{id}")},
+        "metadata": {"name": name},
         "type": "bootstrap.kubernetes.io/token",
         "stringData": {
             "token-id": id, "token-secret": secret,

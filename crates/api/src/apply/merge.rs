@@ -120,6 +120,37 @@ pub fn merge(schema: Schema<'_>, live: &mut Value, config: &Value) {
     }
 }
 
+/// The lists and objects of a configuration that are one value to their type, as paths such as `.spec.args`: who sets
+/// one of them replaces all that was in it.
+pub fn atomics(schema: Schema<'_>, config: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    find_atomics(schema, config, &mut String::new(), &mut found);
+    found
+}
+
+fn find_atomics(schema: Schema<'_>, config: &Value, path: &mut String, found: &mut Vec<String>) {
+    let base = path.len();
+    match (schema.shape(), config) {
+        (Shape::Whole, Value::Object(_) | Value::Array(_)) => found.push(path.clone()),
+        (Shape::Map(of), Value::Object(map)) => {
+            for (name, value) in map {
+                path.push('.');
+                path.push_str(name);
+                find_atomics(of.field(name).0, value, path, found);
+                path.truncate(base);
+            }
+        }
+        (Shape::Keyed(_, item), Value::Array(list)) => {
+            for (i, value) in list.iter().enumerate() {
+                path.push_str(&format!("[{i}]"));
+                find_atomics(item, value, path, found);
+                path.truncate(base);
+            }
+        }
+        _ => {}
+    }
+}
+
 /// The entries of the configuration in its order, with those that it does not name where they stood between them.
 fn merge_lists(
     live: Vec<Value>,

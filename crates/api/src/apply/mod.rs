@@ -10,7 +10,7 @@ mod set;
 
 pub use self::{
     managed::{ApplyError, Conflict, LAST_APPLIED, Managed, Writer},
-    merge::{Difference, compare, fields_of, merge},
+    merge::{Difference, atomics, compare, fields_of, merge},
     schema::Schema,
     set::FieldSet,
 };

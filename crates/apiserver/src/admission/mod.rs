@@ -5,11 +5,13 @@
 mod default_ingress_class;
 mod limit_ranger;
 mod matching;
+mod mutating_policy;
 mod namespace_lifecycle;
 mod node_restriction;
 mod pod_defaults;
 mod policy;
 mod rbac_escalation;
+mod reinvocation;
 mod service_account;
 mod storage;
 mod variables;
@@ -24,7 +26,7 @@ use skiff_api::{Kind, Status};
 use skiff_store::Revision;
 
 pub use self::pod_defaults::DefaultClass;
-use self::{policy::Policies, webhooks::Hooks};
+use self::{policy::Policies, reinvocation::Reinvocation, webhooks::Hooks};
 use crate::{
     auth::User,
     rbac::Authorizer,
@@ -124,7 +126,9 @@ pub struct Admission {
     pub authorizer: Arc<Authorizer>,
     pub default_class: DefaultClass,
     pub hooks: Hooks,
+    /// The validating policies, and the mutating ones.
     pub policies: Policies,
+    pub mutating: Policies,
 }
 
 impl Admission {
@@ -135,13 +139,26 @@ impl Admission {
         if a.options.past_hooks {
             return Ok(());
         }
-        let mut state = webhooks::Reinvocation::default();
-        webhooks::mutate(self, a, value, old, &mut state, false).await?;
-        if state.needed {
+        let mut states = Default::default();
+        if self.change(a, value, old, &mut states, false).await? {
             self.plugins(a, value).await?;
-            webhooks::mutate(self, a, value, old, &mut state, true).await?;
+            self.change(a, value, old, &mut states, true).await?;
         }
         Ok(())
+    }
+
+    /// Lets policies, then webhooks change the object; whether they have is returned.
+    async fn change(
+        &self,
+        a: &Attributes<'_>,
+        value: &mut Value,
+        old: &Value,
+        (policies, hooks): &mut (Reinvocation, Reinvocation),
+        again: bool,
+    ) -> Result<bool, Status> {
+        mutating_policy::mutate(self, a, value, old, policies, again).await?;
+        webhooks::mutate(self, a, value, old, hooks, again).await?;
+        Ok(policies.needed || hooks.needed)
     }
 
     /// The plugins of the server itself. What a webhook adds comes here a second time.
@@ -167,8 +184,7 @@ impl Admission {
     pub async fn validate(&self, a: &Attributes<'_>, value: &Value, old: Option<&Value>) -> Result<(), Status> {
         let before = old.unwrap_or(&Value::Null);
         if a.operation == Operation::Delete && !a.options.past_hooks {
-            let mut state = webhooks::Reinvocation::default();
-            webhooks::mutate(self, a, &mut Value::Null, before, &mut state, false).await?;
+            webhooks::mutate(self, a, &mut Value::Null, before, &mut Reinvocation::default(), false).await?;
         }
         namespace_lifecycle::protect(a)?;
         node_restriction::admit(a, value, old)?;
@@ -185,10 +201,9 @@ impl Admission {
     /// Asks webhooks and policies about a request that writes no object of its own: a connection to a pod, a binding,
     /// an eviction, a review. They may change it.
     pub async fn ask(&self, a: &Attributes<'_>, request: &mut Value) -> Result<(), Status> {
-        let mut state = webhooks::Reinvocation::default();
-        webhooks::mutate(self, a, request, &Value::Null, &mut state, false).await?;
-        if state.needed {
-            webhooks::mutate(self, a, request, &Value::Null, &mut state, true).await?;
+        let mut states = Default::default();
+        if self.change(a, request, &Value::Null, &mut states, false).await? {
+            self.change(a, request, &Value::Null, &mut states, true).await?;
         }
         policy::admit(self, a, request, &Value::Null).await?;
         webhooks::validate(self, a, request, &Value::Null).await

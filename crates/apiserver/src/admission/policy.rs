@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use cel::Value as CelValue;
 use serde_json::{Value, json};
-use skiff_api::{Status, selector::LabelSelector};
+use skiff_api::{Kind, Status, selector::LabelSelector};
 
 use super::{
     Admission, Attributes,
@@ -14,33 +14,65 @@ use super::{
     variables,
     view::View,
 };
-use crate::{cel as expressions, compiled::Compiled, object::Object, registry::Resource};
+use crate::{
+    cel as expressions,
+    compiled::Compiled,
+    object::Object,
+    registry::{Registry, Resource},
+};
 
 const GROUP: &str = "admissionregistration.k8s.io";
 
 /// A policy or binding with its constraints, read once.
-struct Read {
-    value: Value,
-    constraints: Option<Constraints>,
+pub struct Read {
+    pub(super) value: Value,
+    pub(super) constraints: Option<Constraints>,
 }
 
 impl Read {
+    /// The version in which a request is meant; `None` without constraints.
+    pub(super) fn chooses(&self, admission: &Admission, asked: &Asked<'_>) -> Result<Option<&'static Kind>, Status> {
+        match &self.constraints {
+            Some(constraints) => constraints.choose(&admission.registry, asked),
+            None => Ok(None),
+        }
+    }
+
     fn of(object: &Object, constraints: &str) -> Read {
         let value = object.value();
         let of = &value["spec"][constraints];
         Read { constraints: of.is_object().then(|| Constraints::read(of, "resourceRules")), value }
     }
 
-    fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         self.value["metadata"]["name"].as_str().unwrap_or_default()
     }
 }
 
-/// The validating policies and their bindings.
+/// Policies of one kind and their bindings.
 #[derive(Default)]
 pub struct Policies {
     policies: Compiled<Read>,
     bindings: Compiled<Read>,
+}
+
+type List = Arc<Vec<(u64, Arc<Read>)>>;
+
+impl Policies {
+    /// All policies and their bindings, by their plurals; `None` without any binding.
+    pub(super) async fn bound(
+        &self,
+        registry: &Registry,
+        [policies, bindings]: [&'static str; 2],
+    ) -> Result<Option<(List, List)>, Status> {
+        let of = |plural| &registry.builtin(GROUP, plural).cache;
+        let bound = self.bindings.of(of(bindings), |o| Some(Read::of(o, "matchResources"))).await?;
+        if bound.is_empty() {
+            return Ok(None);
+        }
+        let policies = self.policies.of(of(policies), |o| Some(Read::of(o, "matchConstraints"))).await?;
+        Ok(Some((policies, bound)))
+    }
 }
 
 /// Lets all policies that are bound say what they think.
@@ -49,15 +81,8 @@ pub(super) async fn admit(admission: &Admission, a: &Attributes<'_>, value: &Val
         return Ok(());
     }
     let registry = &admission.registry;
-    let of = |plural| &registry.builtin(GROUP, plural).cache;
-    let read = &admission.policies;
-    let bindings =
-        read.bindings.of(of("validatingadmissionpolicybindings"), |o| Some(Read::of(o, "matchResources"))).await?;
-    if bindings.is_empty() {
-        return Ok(());
-    }
-    let policies =
-        read.policies.of(of("validatingadmissionpolicies"), |o| Some(Read::of(o, "matchConstraints"))).await?;
+    let of = ["validatingadmissionpolicies", "validatingadmissionpolicybindings"];
+    let Some((policies, bindings)) = admission.policies.bound(registry, of).await? else { return Ok(()) };
     let namespace = matching::namespace_of(registry, a).await?;
     let asked = Asked { a, object: value, old, namespace: &namespace };
     let mut denied = Vec::new();
@@ -87,7 +112,7 @@ fn refusal(a: &Attributes<'_>, reason: &str, message: &str) -> Status {
 }
 
 /// The objects that a binding names as parameters, each of which the policy is asked with; `None` for none at all.
-async fn parameters(
+pub(super) async fn parameters(
     admission: &Admission,
     a: &Attributes<'_>,
     policy: &Value,
@@ -137,11 +162,8 @@ async fn judge(
     denied: &mut Vec<(String, String)>,
 ) -> Result<(), Status> {
     let spec = &policy.value["spec"];
-    let Some(constraints) = &policy.constraints else { return Ok(()) };
-    let Some(kind) = constraints.choose(&admission.registry, asked)? else { return Ok(()) };
-    if let Some(more) = &binding.constraints
-        && more.choose(&admission.registry, asked)?.is_none()
-    {
+    let Some(kind) = policy.chooses(admission, asked)? else { return Ok(()) };
+    if binding.constraints.is_some() && binding.chooses(admission, asked)?.is_none() {
         return Ok(());
     }
     // What expressions see is what the policy's rules are about.
@@ -207,7 +229,7 @@ async fn judge(
 }
 
 /// `variables`: each may use those before it. One that fails is missing where it is used.
-fn compose(spec: &Value, variables: &[(&str, CelValue)]) -> CelValue {
+pub(super) fn compose(spec: &Value, variables: &[(&str, CelValue)]) -> CelValue {
     let mut made = std::collections::HashMap::<String, CelValue>::new();
     for variable in spec["variables"].as_array().into_iter().flatten() {
         let text = |field: &str| variable[field].as_str().unwrap_or_default();

@@ -53,6 +53,20 @@ impl<'a> View<'a> {
         View { a, admission, kind, version, resource, form }
     }
 
+    /// For a custom kind: the version that is shown, unless something else is sent to the subresource.
+    pub(super) fn version(&self) -> Option<&Version> {
+        self.version.as_deref().filter(|_| self.form == Form::Whole)
+    }
+
+    /// The type of what is shown, in the table of types.
+    pub(super) fn type_name(&self) -> String {
+        match self.form {
+            Form::Whole => self.kind.type_name(),
+            Form::Scale => "api.autoscaling.v1.Scale".to_owned(),
+            Form::Request(name) => name.to_owned(),
+        }
+    }
+
     /// Group, version and kind of what is shown.
     pub(super) fn group_version_kind(&self) -> [&'static str; 3] {
         group_version_kind(self.kind, self.a.subresource)
@@ -84,10 +98,8 @@ impl<'a> View<'a> {
     pub(super) async fn accept(&self, mut changed: Value, value: &mut Value) -> Result<(), Status> {
         let conformed = match (self.form, &self.version) {
             (Form::Request(""), _) => Ok(Vec::new()),
-            (Form::Request(type_name), _) => decode::conform(&mut changed, type_name),
-            (Form::Scale, _) => decode::conform(&mut changed, "api.autoscaling.v1.Scale"),
             (Form::Whole, Some(version)) => version.conform(&mut changed),
-            (Form::Whole, None) => decode::conform(&mut changed, &self.kind.type_name()),
+            _ => decode::conform(&mut changed, &self.type_name()),
         };
         conformed.map_err(Status::internal)?;
         match self.form {

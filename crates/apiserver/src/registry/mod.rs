@@ -56,6 +56,12 @@ pub fn strategy(kind: &Kind) -> &'static Strategy {
         ("", "Secret") => &core::secret::STRATEGY,
         ("", "Service") => &core::service::STRATEGY,
         ("", "ServiceAccount") => &core::serviceaccount::STRATEGY,
+        ("admissionregistration.k8s.io", "MutatingAdmissionPolicy") => {
+            &admissionregistration::mutatingadmissionpolicy::STRATEGY
+        }
+        ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding") => {
+            &admissionregistration::mutatingadmissionpolicybinding::STRATEGY
+        }
         ("admissionregistration.k8s.io", "MutatingWebhookConfiguration") => {
             &admissionregistration::webhookconfiguration::MUTATING
         }

@@ -42,6 +42,14 @@ impl Api {
     }
 
     pub(crate) async fn on(store: Arc<dyn Store>) -> Api {
+        let api = Api::restarted(store).await;
+        let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+        api.created("/api/v1/namespaces/default/serviceaccounts", account).await;
+        api
+    }
+
+    /// A further server on a store that has been in use.
+    pub(crate) async fn restarted(store: Arc<dyn Store>) -> Api {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let (private, public) = skiff_pki::signing_key().unwrap();
         let kubelet_client = rustls::ClientConfig::builder()
@@ -58,10 +66,7 @@ impl Api {
         .await
         .unwrap();
         let admin = User::known("admin", &[MASTERS]);
-        let api = Api { server, store, user: Some(Arc::new(admin)), headers: HeaderMap::new() };
-        let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
-        api.created("/api/v1/namespaces/default/serviceaccounts", account).await;
-        api
+        Api { server, store, user: Some(Arc::new(admin)), headers: HeaderMap::new() }
     }
 
     /// The same server asked by somebody else.

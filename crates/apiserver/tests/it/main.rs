@@ -9,6 +9,7 @@ mod decoding;
 mod deletion;
 mod hook_server;
 mod lists;
+mod mutating_policies;
 mod objects;
 mod openapi;
 mod patches;

@@ -226,6 +226,25 @@ async fn failures_are_settled_by_policy() {
 }
 
 #[tokio::test]
+async fn a_server_starts_whatever_webhooks_say() {
+    let api = Api::start().await;
+    let server = HookServer::start(answers).await;
+    let everything = hook(&server, "everything", "/deny", rule(&["*"], "*", &["*/*"]));
+    let mutating = configuration("everything", vec![everything.clone()]);
+    api.created(MUTATING, mutating).await;
+    api.created(VALIDATING, configuration("everything", vec![everything])).await;
+    drop(server);
+    assert_eq!(api.post(CONFIG_MAPS, config_map("c")).await.0, 500);
+    let again = Api::restarted(api.store.clone()).await;
+    assert_eq!(again.post(CONFIG_MAPS, config_map("c")).await.0, 500);
+    // And the way out is open.
+    for path in [MUTATING, VALIDATING] {
+        assert_eq!(again.delete(&format!("{path}/everything"), Value::Null).await.0, 200);
+    }
+    again.created(CONFIG_MAPS, config_map("c")).await;
+}
+
+#[tokio::test]
 async fn selectors_conditions_and_dry_runs() {
     let (api, server) = (Api::start().await, HookServer::start(answers).await);
     let mut deny = hook(&server, "deny", "/deny", rule(&["CREATE"], "", &["configmaps", "namespaces"]));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use skiff_e2e::{Kubectl, eventually, wait::check};
+use skiff_e2e::{Kubectl, Version, eventually, wait::check};
 
 use crate::{extension_server, shared, tests};
 
@@ -12,6 +12,7 @@ tests![
     webhooks_guard_connections_and_custom_kinds,
     configurations_are_objects_like_others,
     a_webhook_converts_custom_objects,
+    a_policy_adds_a_sidecar,
 ];
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -299,4 +300,50 @@ spec:
     place.register("ValidatingWebhookConfiguration", "webhooks-crds", &definitions, &[("crds", "/deny", only)]);
     let labelled = DEFINITION.replace("{name: guards.", "{labels: {guarded: \"yes\"}, name: guards.");
     kubectl.feed(&["create", "-f", "-"], &labelled).fails_with("admission webhook \"crds.extension.test\" denied");
+}
+
+fn a_policy_adds_a_sidecar() {
+    let kubectl = shared::server("mutating-policy");
+    kubectl.apply(
+        r#"apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingAdmissionPolicy
+metadata: {name: sidecar.example.com}
+spec:
+  matchConstraints:
+    resourceRules: [{operations: [CREATE], apiGroups: [apps], apiVersions: [v1], resources: [deployments]}]
+  matchConditions:
+  - {name: none-yet, expression: "!object.spec.template.spec.containers.exists(c, c.name == 'mesh')"}
+  failurePolicy: Fail
+  reinvocationPolicy: IfNeeded
+  mutations:
+  - patchType: ApplyConfiguration
+    applyConfiguration:
+      expression: >
+        Object{spec: Object.spec{template: Object.spec.template{spec: Object.spec.template.spec{
+          containers: [Object.spec.template.spec.containers{name: "mesh", image: "mesh/proxy:v1"}]}}}}
+  - patchType: JSONPatch
+    jsonPatch:
+      expression: >
+        [JSONPatch{op: "add", path: "/metadata/labels/" + jsonpatch.escapeKey("example.com/mesh"), value: "yes"}]
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingAdmissionPolicyBinding
+metadata: {name: sidecar.example.com}
+spec:
+  policyName: sidecar.example.com
+  matchResources: {namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: mutating-policy}}}
+"#,
+    );
+    for version in Version::ALL {
+        let kubectl = kubectl.version(version);
+        kubectl.run(&["get", "mutatingadmissionpolicies"]).prints(&["NAME", "MUTATIONS", "PARAMKIND", "AGE"]);
+        kubectl.run(&["create", "deployment", "app", "--image=app:1"]).ok();
+        let images = "{.spec.template.spec.containers[*].image} {.metadata.labels.example\\.com/mesh}";
+        assert_eq!(kubectl.path(&["deployment", "app"], images).unwrap(), "app:1 mesh/proxy:v1 yes");
+        kubectl.run(&["delete", "deployment", "app"]).ok();
+    }
+    kubectl.run(&["delete", "mutatingadmissionpolicybinding", "sidecar.example.com"]).ok();
+    kubectl.run(&["create", "deployment", "app", "--image=app:1"]).ok();
+    assert_eq!(kubectl.path(&["deployment", "app"], "{.spec.template.spec.containers[*].image}").unwrap(), "app:1");
+    kubectl.run(&["delete", "mutatingadmissionpolicy", "sidecar.example.com"]).ok();
 }

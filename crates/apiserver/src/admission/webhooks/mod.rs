@@ -5,7 +5,7 @@
 
 mod review;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use serde_json::Value;
@@ -15,6 +15,7 @@ use self::review::Answer;
 use super::{
     Admission, Attributes,
     matching::{self, Asked, Constraints},
+    reinvocation::Reinvocation,
     variables,
     view::View,
 };
@@ -154,26 +155,6 @@ async fn ask(
     }
 }
 
-/// What has to be known between the two times that mutating webhooks may be asked about a request.
-#[derive(Default)]
-pub(super) struct Reinvocation {
-    /// Whether something changed that those before have not seen.
-    pub(super) needed: bool,
-    /// Asked before, and to be asked again if something changes.
-    asked: BTreeSet<String>,
-    /// To be asked again.
-    due: BTreeSet<String>,
-    /// The object as it was after the first time.
-    left: Option<Value>,
-}
-
-impl Reinvocation {
-    /// All that were asked before are to be asked again.
-    fn require(&mut self) {
-        self.due.append(&mut self.asked);
-    }
-}
-
 /// Lets mutating webhooks change the object, one after the other. The second time (`again`) only those are asked that
 /// want it and have not seen what changed since.
 pub(super) async fn mutate(
@@ -188,14 +169,14 @@ pub(super) async fn mutate(
         return Ok(());
     }
     let Some(configurations) = configured(admission, true).await? else { return Ok(()) };
-    if again && state.left.as_ref().is_some_and(|left| left != value) {
-        state.require();
+    if again {
+        state.begin_again(value);
     }
     let namespace = matching::namespace_of(&admission.registry, a).await?;
     for hook in configurations.iter().flat_map(|(_, hooks)| hooks.iter()) {
         let asked = Asked { a, object: value, old, namespace: &namespace };
         let Some(kind) = chosen(admission, hook, &asked)? else { continue };
-        if again && !state.due.contains(&hook.id) {
+        if again && !state.is_due(&hook.id) {
             continue;
         }
         let view = View::new(admission, a, kind);
@@ -205,17 +186,16 @@ pub(super) async fn mutate(
             Err(failure) => Err(failure),
         };
         if let Ok(true) = done {
-            state.require();
-            state.needed = true;
+            state.changed();
         }
         if hook.reinvoked {
-            state.asked.insert(hook.id.clone());
+            state.wants_more(&hook.id);
         }
         if let Err(failure) = done {
             failure.settle(hook)?;
         }
     }
-    state.left = Some(value.clone());
+    state.end(value);
     Ok(())
 }
 

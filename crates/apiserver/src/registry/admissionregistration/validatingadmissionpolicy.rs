@@ -12,12 +12,7 @@ use crate::registry::{
 
 pub(crate) static STRATEGY: Strategy = Strategy {
     generation: true,
-    defaults: |o| {
-        let spec = object_mut(o, "spec");
-        default_field(spec, "failurePolicy", "Fail");
-        match_defaults(&mut spec["matchConstraints"]);
-        drop_null(spec, "matchConstraints");
-    },
+    defaults: default_policy,
     validate,
     columns: &[
         name_col(),
@@ -26,16 +21,10 @@ pub(crate) static STRATEGY: Strategy = Strategy {
         Column { name: "Age", ty: "string", format: "", priority: 0 },
     ],
     row: |o| {
-        let kind = &o["spec"]["paramKind"];
-        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-        let param = match kind.is_object() {
-            true => format!("{}/{}", text(&kind["apiVersion"]), text(&kind["kind"])),
-            false => "<unset>".to_owned(),
-        };
         vec![
             o["metadata"]["name"].clone(),
             o["spec"]["validations"].as_array().map_or(0, Vec::len).into(),
-            param.into(),
+            param_kind(o).into(),
             table::created(o),
         ]
     },
@@ -43,7 +32,7 @@ pub(crate) static STRATEGY: Strategy = Strategy {
 };
 
 /// What is said of an expression that is not there.
-const MISSING: &str = "expression is not specified";
+pub(super) const MISSING: &str = "expression is not specified";
 
 /// Removes a field that indexing for writing left behind.
 pub(super) fn drop_null(object: &mut Value, field: &str) {
@@ -54,8 +43,26 @@ pub(super) fn drop_null(object: &mut Value, field: &str) {
     }
 }
 
-fn validate(o: &Value, faults: &mut Faults) {
-    let spec = &o["spec"];
+/// Fills in what a policy of either kind leaves out.
+pub(super) fn default_policy(o: &mut Value) {
+    let spec = object_mut(o, "spec");
+    default_field(spec, "failurePolicy", "Fail");
+    match_defaults(&mut spec["matchConstraints"]);
+    drop_null(spec, "matchConstraints");
+}
+
+/// The kind of a policy's parameters as its column shows it.
+pub(super) fn param_kind(o: &Value) -> String {
+    let kind = &o["spec"]["paramKind"];
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    match kind.is_object() {
+        true => format!("{}/{}", text(&kind["apiVersion"]), text(&kind["kind"])),
+        false => "<unset>".to_owned(),
+    }
+}
+
+/// Checks what policies of both kinds say of when they hold.
+pub(super) fn validate_match(spec: &Value, faults: &mut Faults) {
     if let Some(policy) = spec["failurePolicy"].as_str() {
         faults.one_of("spec.failurePolicy", policy, &["Fail", "Ignore"]);
     }
@@ -66,6 +73,11 @@ fn validate(o: &Value, faults: &mut Faults) {
         faults.required("spec.matchConstraints.resourceRules", "");
     }
     matching::match_resources(constraints, "spec.matchConstraints", faults);
+}
+
+fn validate(o: &Value, faults: &mut Faults) {
+    let spec = &o["spec"];
+    validate_match(spec, faults);
     let mut variables = vec!["object", "oldObject", "request", "namespaceObject", "authorizer"];
     if spec["paramKind"].is_object() {
         variables.push("params");

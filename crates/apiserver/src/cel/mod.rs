@@ -2,12 +2,14 @@
 //!
 //! Nothing of it is in memory until the first expression is met.
 
+pub(crate) mod mutation;
+
 use std::{
     collections::HashMap,
     sync::{Arc, LazyLock},
 };
 
-use cel::{Context, Env, ExecutionError, Program, Value as CelValue, extensions, extractors::This};
+use cel::{Context, Env, ExecutionError, IdedExpr, Program, Value as CelValue, extensions, extractors::This};
 use parking_lot::Mutex;
 use serde_json::Value;
 
@@ -111,12 +113,16 @@ pub fn value(json: &Value) -> CelValue {
 
 /// Evaluates a program over these variables.
 pub fn evaluate(program: &Program, variables: &[(&str, CelValue)]) -> Result<CelValue, String> {
+    evaluate_expression(program.expression(), variables)
+}
+
+fn evaluate_expression(expression: &IdedExpr, variables: &[(&str, CelValue)]) -> Result<CelValue, String> {
     let mut context = Context::with_env(ENVIRONMENT.clone());
     for (name, value) in variables {
         context.add_variable_from_value(*name, value.clone());
     }
     add_functions(&mut context).map_err(|e| e.to_string())?;
-    program.execute(&context).map_err(|e| match e {
+    CelValue::resolve(expression, &context).map_err(|e| match e {
         ExecutionError::NoSuchKey(key) => format!("no such key: {key}"),
         other => other.to_string(),
     })
@@ -150,6 +156,7 @@ fn add_functions(context: &mut Context<'_, '_>) -> Result<(), cel::DeclarationEr
         cel::ResolveResult::Ok(regex.find_iter(&text).map(|m| m.as_str().to_owned()).collect::<Vec<String>>().into())
     })?;
     context.add_function("isQuantity", |text: Arc<String>| text.parse::<skiff_api::quantity::Quantity>().is_ok())?;
+    context.add_function("escapeKey", |key: Arc<String>| key.replace('~', "~0").replace('/', "~1"))?;
     context.add_function("sum", |This(list): This<Arc<Vec<CelValue>>>| {
         list.iter().try_fold(CelValue::Int(0), |sum, item| match (sum, item) {
             (CelValue::Int(a), CelValue::Int(b)) => {
