@@ -40,10 +40,27 @@ fn unbind(path: &Path, remove: bool) -> Result<(), Status> {
     if is_mounted(path).map_err(internal)? {
         umount2(path, MntFlags::empty()).map_err(internal)?;
     }
-    match fs::remove_dir(path) {
+    // A device is on a file.
+    let removed = if path.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) };
+    match removed {
         Err(error) if remove && error.kind() != io::ErrorKind::NotFound => Err(internal(error)),
         _ => Ok(()),
     }
+}
+
+fn is_device(capability: Option<&v1::VolumeCapability>) -> bool {
+    matches!(capability.and_then(|c| c.access_type.as_ref()), Some(v1::AccessType::Block(_)))
+}
+
+/// Mounts the device that the volume's class names on a file.
+fn bind_device(context: &std::collections::BTreeMap<String, String>, target: &Path) -> Result<(), Status> {
+    let device = context.get("device").ok_or_else(|| Status::invalid_argument("the class names no device"))?;
+    fs::OpenOptions::new().create(true).append(true).open(target).map_err(internal)?;
+    if is_mounted(target).map_err(internal)? {
+        return Ok(());
+    }
+    let none = None::<&str>;
+    mount(Some(device.as_str()), target, none, MsFlags::MS_BIND, none).map_err(internal)
 }
 
 /// Keys and values, for the notes.
@@ -61,7 +78,9 @@ impl Service for Node {
         self.disk.known(&request.volume_id)?;
         let more = format!("{} [{}] [{}]", self.id, text(&request.publish_context), text(&request.secrets));
         self.disk.note("NodeStageVolume", &request.volume_id, &more);
-        bind(&self.disk.volume(&request.volume_id), Path::new(&request.staging_target_path), false)?;
+        if !is_device(request.volume_capability.as_ref()) {
+            bind(&self.disk.volume(&request.volume_id), Path::new(&request.staging_target_path), false)?;
+        }
         Ok(Response::new(v1::NodeStageVolumeResponse {}))
     }
 
@@ -92,6 +111,8 @@ impl Service for Node {
             let pod = request.volume_context.get("csi.storage.k8s.io/pod.name").cloned().unwrap_or_default();
             fs::write(dir.join("pod"), pod).map_err(internal)?;
             bind(&dir, target, request.readonly)?;
+        } else if is_device(request.volume_capability.as_ref()) {
+            bind_device(&request.volume_context, target)?;
         } else if !is_mounted(Path::new(&request.staging_target_path)).map_err(internal)? {
             return Err(Status::failed_precondition(format!("volume {} is not staged", request.volume_id)));
         } else {

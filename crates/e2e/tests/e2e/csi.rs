@@ -1,6 +1,9 @@
 //! CSI: a driver that provisions, attaches, mounts, expands and snapshots, in pods as any other driver.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use skiff_e2e::{Cluster, Home, Kubectl, eventually, host, leftovers, wait::check};
 
@@ -14,6 +17,7 @@ tests![
     a_drivers_volumes_move_grow_and_are_copied,
     a_driver_that_is_not_there,
     volumes_stay_mounted_without_their_daemon,
+    devices_of_drivers_and_of_nodes,
 ];
 
 /// A cluster with the driver of the tests.
@@ -330,5 +334,107 @@ fn volumes_stay_mounted_without_their_daemon() {
         let left = kubectl.run(&["get", "pv,volumeattachments", "-o", "name"]).result()?;
         check(left.is_empty(), || left)
     });
+    site.end();
+}
+
+/// A block device of 4 MiB, which is taken away with this.
+struct Device {
+    path: String,
+    image: PathBuf,
+}
+
+impl Device {
+    fn new(image: PathBuf) -> Device {
+        fs::write(&image, vec![0; 4 << 20]).expect("a file");
+        let path = run("losetup", &["--find", "--show", image.to_str().expect("UTF-8")]).trim().to_owned();
+        Device { path, image }
+    }
+
+    /// Another name of it, in what the nodes share.
+    fn name(&self, path: &Path) {
+        use nix::sys::stat::{Mode, SFlag, mknod, stat};
+        let device = stat(self.path.as_str()).expect("it is there").st_rdev;
+        mknod(path, SFlag::S_IFBLK, Mode::from_bits_truncate(0o600), device).expect("root may");
+    }
+
+    fn begins_with(&self, text: &str) -> Result<(), String> {
+        let content = fs::read(&self.image).map_err(|e| e.to_string())?;
+        check(content.starts_with(text.as_bytes()), || format!("{:?}", &content[..16]))
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        run("losetup", &["--detach", &self.path]);
+    }
+}
+
+fn run(program: &str, args: &[&str]) -> String {
+    skiff_e2e::command::run(std::process::Command::new(program).args(args), "").ok()
+}
+
+/// A pod that writes its name to a device.
+fn writer(name: &str) -> String {
+    let write = format!("echo {name} | dd of=/dev/xvda bs=512 count=1 conv=sync 2>/dev/null && sync && echo written");
+    user(name, "", &of_claim(name), &write).replace(
+        "volumeMounts: [{name: data, mountPath: /data}]",
+        "volumeDevices: [{name: data, devicePath: /dev/xvda}]",
+    )
+}
+
+fn devices_of_drivers_and_of_nodes() {
+    let site = Site::new("csiblock", 0);
+    let kubectl = &site.kubectl;
+    let device = Device::new(site.shared.join("image"));
+    device.name(&site.shared.join("device"));
+
+    // Of the driver.
+    kubectl.apply(
+        "apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata: {name: device}
+provisioner: test.csi.skiff.local
+volumeBindingMode: WaitForFirstConsumer
+parameters: {device: /srv/csi/device}
+",
+    );
+    let block = |name: &str, class: &str| {
+        claim(name, "volumeMode: Block").replace("storageClassName: test", &format!("storageClassName: {class}"))
+    };
+    kubectl.apply(&(block("driver", "device") + &writer("driver")));
+    says(kubectl, "driver", "written");
+    eventually(PATIENCE, || device.begins_with("driver\n"));
+    // It is no directory, and is not taken for one.
+    kubectl.apply(&user("wrong", "", &of_claim("driver"), "true"));
+    eventually(PATIENCE, || {
+        let waiting = "{.status.containerStatuses[0].state.waiting.message}";
+        let message = kubectl.path(&["pod", "wrong"], waiting)?;
+        check(message.contains("has volumeMode Block, but is specified in volumeMounts"), || message)
+    });
+    kubectl.run(&["delete", "pods", "--all", "--timeout=60s"]).ok();
+    site.called("NodeUnstageVolume", 1);
+    kubectl.run(&["delete", "pvc", "--all", "--timeout=60s"]).ok();
+    site.called("DeleteVolume", 1);
+
+    // Of the node.
+    kubectl.apply(
+        "apiVersion: v1
+kind: PersistentVolume
+metadata: {name: local}
+spec:
+  capacity: {storage: 4Gi}
+  accessModes: [ReadWriteOnce]
+  volumeMode: Block
+  storageClassName: local
+  local: {path: /srv/csi/device}
+  nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [
+    {key: kubernetes.io/hostname, operator: In, values: [csiblock-control-plane]}]}]}}
+",
+    );
+    kubectl.apply(&(block("local", "local") + &writer("local")));
+    says(kubectl, "local", "written");
+    eventually(PATIENCE, || device.begins_with("local\n"));
+    kubectl.run(&["delete", "pods", "--all", "--timeout=60s"]).ok();
+    drop(device);
     site.end();
 }
