@@ -2,16 +2,21 @@
 //!
 //! Nothing of it is in memory until the first expression is met.
 
+mod cost;
 pub(crate) mod mutation;
+mod walk;
 
 use std::{
     collections::HashMap,
     sync::{Arc, LazyLock},
 };
 
-use cel::{Context, Env, ExecutionError, IdedExpr, Program, Value as CelValue, extensions, extractors::This};
+use cel::{Context, Env, ExecutionError, Program, Value as CelValue, extensions, extractors::This};
 use parking_lot::Mutex;
 use serde_json::Value;
+
+pub(crate) use self::cost::Budget;
+use self::cost::{Counted, EXCEEDED, Meter};
 
 /// These many compiled expressions are kept.
 const KEPT: usize = 512;
@@ -53,14 +58,29 @@ fn check_size(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// A compiled expression.
+pub struct Expression {
+    program: Program,
+    counted: Counted,
+}
+
+impl Expression {
+    /// Whether it has a variable of this name.
+    pub fn uses(&self, variable: &str) -> bool {
+        self.program.references().variables().contains(&variable)
+    }
+}
+
 /// Compiles an expression, once for as long as it is in use.
-pub fn compile(text: &str) -> Result<Arc<Program>, String> {
+pub fn compile(text: &str) -> Result<Arc<Expression>, String> {
     check_size(text)?;
-    static COMPILED: LazyLock<Mutex<HashMap<String, Arc<Program>>>> = LazyLock::new(Mutex::default);
+    static COMPILED: LazyLock<Mutex<HashMap<String, Arc<Expression>>>> = LazyLock::new(Mutex::default);
     if let Some(program) = COMPILED.lock().get(text) {
         return Ok(program.clone());
     }
-    let program = Arc::new(ENVIRONMENT.compile(text).map_err(|e| e.to_string())?);
+    let program = ENVIRONMENT.compile(text).map_err(|e| e.to_string())?;
+    let counted = Counted::new(program.expression().clone());
+    let program = Arc::new(Expression { program, counted });
     let mut compiled = COMPILED.lock();
     if compiled.len() >= KEPT {
         compiled.clear();
@@ -75,7 +95,7 @@ pub fn fault(text: &str, variables: &[&str]) -> Option<String> {
         Ok(program) => program,
         Err(e) => return Some(format!("compilation failed: {e}")),
     };
-    let references = program.references();
+    let references = program.program.references();
     let undeclared = references
         .variables()
         .into_iter()
@@ -111,18 +131,28 @@ pub fn value(json: &Value) -> CelValue {
     }
 }
 
-/// Evaluates a program over these variables.
-pub fn evaluate(program: &Program, variables: &[(&str, CelValue)]) -> Result<CelValue, String> {
-    evaluate_expression(program.expression(), variables)
+/// Evaluates an expression over these variables.
+pub fn evaluate(expression: &Expression, variables: &[(&str, CelValue)]) -> Result<CelValue, String> {
+    evaluate_counted(&expression.counted, variables, None)
 }
 
-fn evaluate_expression(expression: &IdedExpr, variables: &[(&str, CelValue)]) -> Result<CelValue, String> {
+fn evaluate_counted(
+    counted: &Counted,
+    variables: &[(&str, CelValue)],
+    budget: Option<&Budget>,
+) -> Result<CelValue, String> {
     let mut context = Context::with_env(ENVIRONMENT.clone());
     for (name, value) in variables {
         context.add_variable_from_value(*name, value.clone());
     }
     add_functions(&mut context).map_err(|e| e.to_string())?;
-    CelValue::resolve(expression, &context).map_err(|e| match e {
+    let meter = Meter::begin(&mut context, counted).map_err(|e| e.to_string())?;
+    let result = CelValue::resolve(&counted.expression, &context);
+    // Said also where something else hides the fault.
+    if meter.end(budget) {
+        return Err(EXCEEDED.to_owned());
+    }
+    result.map_err(|e| match e {
         ExecutionError::NoSuchKey(key) => format!("no such key: {key}"),
         other => other.to_string(),
     })
@@ -130,7 +160,16 @@ fn evaluate_expression(expression: &IdedExpr, variables: &[(&str, CelValue)]) ->
 
 /// Evaluates what must be a truth.
 pub fn holds(text: &str, variables: &[(&str, CelValue)]) -> Result<bool, String> {
-    match evaluate(&*compile(text)?, variables)? {
+    truth(evaluate(&*compile(text)?, variables)?)
+}
+
+/// The same, at the cost of a budget.
+pub fn holds_within(text: &str, variables: &[(&str, CelValue)], budget: &Budget) -> Result<bool, String> {
+    truth(evaluate_counted(&compile(text)?.counted, variables, Some(budget))?)
+}
+
+fn truth(value: CelValue) -> Result<bool, String> {
+    match value {
         CelValue::Bool(b) => Ok(b),
         other => Err(format!("cel expression evaluates to {:?} instead of bool", other.type_of())),
     }

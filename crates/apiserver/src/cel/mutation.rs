@@ -15,7 +15,7 @@ use cel::{
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
-use super::KEPT;
+use super::{KEPT, cost::Counted, walk};
 
 /// Names that such expressions may use beside their variables: that of a library.
 pub(crate) const NAMES: [&str; 1] = ["jsonpatch"];
@@ -25,15 +25,18 @@ const OBJECT: &str = "Object";
 const JSON_PATCH: &str = "JSONPatch";
 const JSON_PATCH_FIELDS: [&str; 4] = ["op", "path", "from", "value"];
 
+/// An expression that makes a patch.
+pub(crate) struct Mutation(Counted);
+
 /// Compiles an expression that makes a patch, once for as long as it is in use.
-pub(crate) fn compile(text: &str) -> Result<Arc<IdedExpr>, String> {
-    static COMPILED: LazyLock<Mutex<HashMap<String, Arc<IdedExpr>>>> = LazyLock::new(Mutex::default);
+pub(crate) fn compile(text: &str) -> Result<Arc<Mutation>, String> {
+    static COMPILED: LazyLock<Mutex<HashMap<String, Arc<Mutation>>>> = LazyLock::new(Mutex::default);
     if let Some(expression) = COMPILED.lock().get(text) {
         return Ok(expression.clone());
     }
-    let mut expression = super::compile(text)?.expression().clone();
+    let mut expression = super::compile(text)?.program.expression().clone();
     rewrite(&mut expression, None)?;
-    let expression = Arc::new(expression);
+    let expression = Arc::new(Mutation(Counted::new(expression)));
     let mut compiled = COMPILED.lock();
     if compiled.len() >= KEPT {
         compiled.clear();
@@ -43,8 +46,8 @@ pub(crate) fn compile(text: &str) -> Result<Arc<IdedExpr>, String> {
 }
 
 /// Evaluates a compiled expression, and returns what it makes as JSON.
-pub(crate) fn evaluate(expression: &IdedExpr, variables: &[(&str, CelValue)]) -> Result<Value, String> {
-    json(&super::evaluate_expression(expression, variables)?)
+pub(crate) fn evaluate(expression: &Mutation, variables: &[(&str, CelValue)]) -> Result<Value, String> {
+    json(&super::evaluate_counted(&expression.0, variables, None)?)
 }
 
 /// Makes maps of typed values. `wanted` is the type that stands here, if the field that it is for says so.
@@ -59,33 +62,14 @@ fn rewrite(expression: &mut IdedExpr, wanted: Option<&str>) -> Result<(), String
             if call.target.as_ref().is_some_and(|t| t.expr == Expr::Ident(NAMES[0].to_owned())) {
                 call.target = None;
             }
-            if let Some(target) = &mut call.target {
-                rewrite(target, None)?;
-            }
-            for argument in &mut call.args {
-                rewrite(argument, None)?;
-            }
+            walk::below(expression, &mut |below| rewrite(below, None))?;
         }
         Expr::List(list) => {
             for element in &mut list.elements {
                 rewrite(element, wanted)?;
             }
         }
-        Expr::Map(map) => {
-            for entry in &mut map.entries {
-                if let EntryExpr::MapEntry(entry) = &mut entry.expr {
-                    rewrite(&mut entry.key, None)?;
-                    rewrite(&mut entry.value, None)?;
-                }
-            }
-        }
-        Expr::Select(select) => rewrite(&mut select.operand, None)?,
-        Expr::Comprehension(of) => {
-            for part in [&mut of.iter_range, &mut of.accu_init, &mut of.loop_cond, &mut of.loop_step, &mut of.result] {
-                rewrite(part, None)?;
-            }
-        }
-        Expr::Ident(_) | Expr::Literal(_) | Expr::Unspecified => {}
+        _ => walk::below(expression, &mut |below| rewrite(below, None))?,
     }
     Ok(())
 }

@@ -23,16 +23,21 @@ pub(super) fn map_key(schema: &Value, item: &Value) -> Value {
 /// Evaluates all rules of an object; types have been checked.
 pub(super) fn check(schema: &Value, value: &Value, old: Option<&Value>, faults: &mut Faults) {
     if super::schema::has_rules(schema) {
-        walk(schema, value, old, "", faults);
+        walk(schema, value, old, "", &cel::Budget::of_object(), faults);
     }
 }
 
-fn walk(schema: &Value, value: &Value, old: Option<&Value>, path: &str, faults: &mut Faults) {
-    if value.is_null() {
+fn walk(schema: &Value, value: &Value, old: Option<&Value>, path: &str, budget: &cel::Budget, faults: &mut Faults) {
+    if value.is_null() || budget.is_spent() {
         return;
     }
     for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
-        apply(schema, rule, value, old, path, faults);
+        apply(schema, rule, value, old, path, budget, faults);
+        if budget.is_spent() {
+            let why = "validation failed due to running out of cost budget, no further validation rules will be run";
+            let field = if path.is_empty() { "<nil>" } else { path };
+            return faults.invalid(field, schema["type"].as_str().unwrap_or("object"), why);
+        }
     }
     match value {
         Value::Object(map) => {
@@ -43,7 +48,7 @@ fn walk(schema: &Value, value: &Value, old: Option<&Value>, path: &str, faults: 
                 };
                 if of.is_object() {
                     let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-                    walk(of, field, old.and_then(|o| o.get(name)), &path, faults);
+                    walk(of, field, old.and_then(|o| o.get(name)), &path, budget, faults);
                 }
             }
         }
@@ -55,7 +60,7 @@ fn walk(schema: &Value, value: &Value, old: Option<&Value>, path: &str, faults: 
                     let key = map_key(schema, item);
                     before.iter().find(|b| map_key(schema, b) == key)
                 });
-                walk(&schema["items"], item, before, &format!("{path}[{i}]"), faults);
+                walk(&schema["items"], item, before, &format!("{path}[{i}]"), budget, faults);
             }
         }
         _ => {}
@@ -64,10 +69,18 @@ fn walk(schema: &Value, value: &Value, old: Option<&Value>, path: &str, faults: 
 
 /// Whether a rule compares with what was before.
 fn is_transition(rule: &str) -> bool {
-    cel::compile(rule).is_ok_and(|p| p.references().variables().contains(&"oldSelf"))
+    cel::compile(rule).is_ok_and(|p| p.uses("oldSelf"))
 }
 
-fn apply(schema: &Value, rule: &Value, value: &Value, old: Option<&Value>, path: &str, faults: &mut Faults) {
+fn apply(
+    schema: &Value,
+    rule: &Value,
+    value: &Value,
+    old: Option<&Value>,
+    path: &str,
+    budget: &cel::Budget,
+    faults: &mut Faults,
+) {
     let text = rule["rule"].as_str().unwrap_or_default();
     let mut variables = vec![("self", cel::value(value))];
     if is_transition(text) {
@@ -87,7 +100,7 @@ fn apply(schema: &Value, rule: &Value, value: &Value, old: Option<&Value>, path:
             None => format!("failed rule: {}", text.trim()),
         }
     };
-    let detail = match cel::holds(text, &variables) {
+    let detail = match cel::holds_within(text, &variables, budget) {
         Ok(true) => return,
         Ok(false) => failed(),
         Err(e) => format!("{e} evaluating rule: {}", failed()),
