@@ -170,15 +170,31 @@ impl<'de> Visitor<'de> for Seed<'_> {
 }
 
 /// Brings a value into the form of its type: unknown fields are removed and returned by path, nulls of fields and what
-/// Go does not tell from them are dropped, quantities become canonical, and a value of a wrong type is an error.
+/// Go does not tell from them are dropped, structs that are always there in Go are there, quantities become canonical,
+/// and a value of a wrong type is an error.
 pub fn conform(value: &mut Value, type_name: &str) -> Result<Vec<String>, DecodeError> {
+    conform_as(value, type_name, Extent::Whole)
+}
+
+/// What is brought into the form of a type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// An object as Go has it in memory.
+    Whole,
+    /// What somebody applies: it says no more and no less than what it says, as its fields become theirs.
+    Applied,
+}
+
+/// [`conform`] of something else than a whole object.
+pub fn conform_as(value: &mut Value, type_name: &str, extent: Extent) -> Result<Vec<String>, DecodeError> {
     let def = fields::lookup(type_name).ok_or_else(|| DecodeError::Value(format!("no type {type_name}")))?;
-    let mut walk = Walk { path: String::new(), go_path: String::new(), unknown: Vec::new() };
+    let mut walk = Walk { extent, path: String::new(), go_path: String::new(), unknown: Vec::new() };
     walk.def(value, def, def, None)?;
     Ok(walk.unknown)
 }
 
 struct Walk {
+    extent: Extent,
     path: String,
     /// As Go's decoder names it: without indices and keys, and with the structs that fields are inlined from.
     go_path: String,
@@ -228,9 +244,8 @@ impl Walk {
     fn wrong(&self, value: &Value, ty: &Type, owner: &TypeDef, go: Option<&str>) -> DecodeError {
         let found = match (value, ty) {
             // A number that is not of the wanted kind is told.
-            (Value::Number(n), Type::Scalar(Scalar::Int32 | Scalar::Int64 | Scalar::IntOrString)) => {
-                format!("number {n}")
-            }
+            (Value::Number(n), Type::Scalar(Scalar::Int32 | Scalar::Int64)) => format!("number {n}"),
+            (Value::Number(n), _) if go == Some("int32") => format!("number {n}"),
             _ => json_type(value).to_owned(),
         };
         let wanted = go.map_or_else(|| go_type(ty), str::to_owned);
@@ -350,6 +365,13 @@ impl Walk {
             return self.scalar(value, scalar, &Type::Ref(def.name), owner, go);
         }
         let Value::Object(map) = value else { return Err(self.wrong(value, &Type::Ref(def.name), owner, go)) };
+        let whole = self.extent == Extent::Whole;
+        for field in def.fields.iter().filter(|field| whole && field.is_always_there()) {
+            let value = map.entry(field.name).or_insert(Value::Null);
+            if value.is_null() {
+                *value = Value::Object(Map::new());
+            }
+        }
         let (base, go_base) = (self.path.len(), self.go_path.len());
         let mut dropped = false;
         for (key, v) in map.iter_mut() {
@@ -367,7 +389,7 @@ impl Walk {
                         self.go_path.push_str(part);
                     }
                     self.value(v, &field.ty, def, field.go)?;
-                    if is_omitted(v, field) {
+                    if whole && is_omitted(v, field) {
                         *v = Value::Null;
                         dropped = true;
                     }
@@ -420,7 +442,8 @@ fn illegal_base64(text: &str) -> String {
     let position = text
         .bytes()
         .position(|b| !(b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=')))
-        .unwrap_or(text.len());
+        // What is missing is told of the last four that were begun.
+        .unwrap_or(text.len() / 4 * 4);
     format!("illegal base64 data at input byte {position}")
 }
 

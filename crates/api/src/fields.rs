@@ -63,6 +63,8 @@ pub struct Field {
     pub numbers: Vec<u32>,
     /// Whether Go tells nothing from zero here, so that a zero that was sent is one.
     pub pointer: bool,
+    /// Whether the type is a struct.
+    pub is_struct: bool,
     /// Whether Go writes the field also when it is zero.
     pub kept: bool,
     /// Go's name of the type, where it is not what `ty` would be called.
@@ -75,6 +77,12 @@ impl Field {
     /// Whether strategic merge patches merge this list or map instead of replacing it.
     pub fn merges(&self) -> bool {
         self.strategy.is_some_and(|s| s.split(',').any(|s| s == "merge"))
+    }
+
+    /// Whether Go always has this struct, and writes it also when there is nothing in it. What only the server writes
+    /// comes with it.
+    pub fn is_always_there(&self) -> bool {
+        self.is_struct && !self.pointer && self.name != "status"
     }
 
     /// Whether a patch names the only keys that survive (`retainKeys`).
@@ -180,6 +188,7 @@ fn field(line: &'static str) -> Field {
         strategy: None,
         numbers: Vec::new(),
         pointer: false,
+        is_struct: false,
         kept: false,
         go: None,
         inlined: None,
@@ -190,6 +199,7 @@ fn field(line: &'static str) -> Field {
             "pb" => field.numbers = value.split('.').filter_map(|n| n.parse().ok()).collect(),
             "ptr" => field.pointer = true,
             "keep" => field.kept = true,
+            "struct" => field.is_struct = true,
             "go" => field.go = Some(value),
             "in" => field.inlined = Some(value),
             "list" => {

@@ -19,6 +19,7 @@ const DNS1123_LABEL: &str = "a lowercase RFC 1123 label must consist of lower ca
 const DNS1123_SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
 const DNS1035_LABEL: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
 const QUALIFIED_NAME: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+const DNS1123_SUBDOMAIN_WITH_UNDERSCORE: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*')";
 const LABEL_VALUE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
 const CONFIG_KEY: &str = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
 const ENV_NAME: &str =
@@ -48,6 +49,22 @@ pub fn dns1123_subdomain(s: &str) -> Vec<String> {
     }
     if s.is_empty() || !s.split('.').all(good_dns1123_label) {
         faults.push(DNS1123_SUBDOMAIN.into());
+    }
+    faults
+}
+
+/// What a pod may search names in: underscores are found in domains of other systems.
+pub fn dns1123_subdomain_with_underscore(s: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    if s.len() > 253 {
+        faults.push(too_long(253));
+    }
+    let good = |part: &str| {
+        let part = part.strip_prefix('_').unwrap_or(part);
+        edges(part, is_alnum_lower) && part.bytes().all(|b| is_alnum_lower(b) || matches!(b, b'-' | b'_'))
+    };
+    if s.is_empty() || !s.split('.').all(good) {
+        faults.push(DNS1123_SUBDOMAIN_WITH_UNDERSCORE.into());
     }
     faults
 }
@@ -156,7 +173,7 @@ pub fn port_name(s: &str) -> Vec<String> {
     if s.len() > 15 {
         faults.push("must be no more than 15 characters".into());
     }
-    if !s.bytes().all(|b| is_alnum_lower(b) || b == b'-') {
+    if s.is_empty() || !s.bytes().all(|b| is_alnum_lower(b) || b == b'-') {
         faults.push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".into());
     }
     if !s.bytes().any(|b| b.is_ascii_lowercase()) {
@@ -169,6 +186,14 @@ pub fn port_name(s: &str) -> Vec<String> {
         faults.push("must not begin or end with a hyphen".into());
     }
     faults
+}
+
+/// Names of headers of HTTP.
+pub fn http_header(s: &str) -> Vec<String> {
+    if !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+        return Vec::new();
+    }
+    vec!["a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for validation is '[-A-Za-z0-9]+')".into()]
 }
 
 /// Port numbers.

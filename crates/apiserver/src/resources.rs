@@ -6,7 +6,12 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http::{HeaderMap, Response, header};
 use serde_json::{Value, json};
-use skiff_api::{Kind, Status, decode, patch, protobuf, validation::FieldError};
+use skiff_api::{
+    Kind, Status,
+    decode::{self, Extent},
+    patch, protobuf,
+    validation::FieldError,
+};
 use skiff_store::Revision;
 
 use crate::{
@@ -79,7 +84,7 @@ impl Asked<'_> {
 
     /// The object of the body, and the warnings that it deserves.
     pub fn decoded(&self, validation: FieldValidation) -> Result<(Value, Vec<String>), Status> {
-        decode_object(self.kind, self.media_type(), &self.body, validation, self.version.as_deref())
+        decode_object(self.kind, self.media_type(), &self.body, validation, self.version.as_deref(), Extent::Whole)
     }
 
     /// The options of a write; what it changes belongs to whoever asks.
@@ -175,6 +180,7 @@ pub fn decode_object(
     body: &[u8],
     validation: FieldValidation,
     version: Option<&Version>,
+    extent: Extent,
 ) -> Result<(Value, Vec<String>), Status> {
     if version.is_some() && !["", "*/*"].contains(&media_type) && !CUSTOM_TYPES.contains(&media_type) {
         return Err(Status::unsupported_media_type(CUSTOM_TYPES));
@@ -212,7 +218,7 @@ pub fn decode_object(
     }
     value["apiVersion"] = api_version.into();
     value["kind"] = kind.kind.into();
-    let unknown = conform(kind, &mut value, version)?;
+    let unknown = conform(kind, &mut value, version, extent)?;
     let mut problems: Vec<String> = duplicates.iter().map(|d| format!("duplicate field {d:?}")).collect();
     problems.extend(unknown.iter().map(|u| format!("unknown field {u:?}")));
     match validation {
@@ -229,10 +235,10 @@ pub fn decode_object(
 }
 
 /// Brings a value into the form of its kind; the unknown fields are returned.
-fn conform(kind: &Kind, value: &mut Value, version: Option<&Version>) -> Result<Vec<String>, Status> {
+fn conform(kind: &Kind, value: &mut Value, version: Option<&Version>, extent: Extent) -> Result<Vec<String>, Status> {
     let conformed = match version {
         Some(version) => version.conform(value),
-        None => decode::conform(value, &kind.type_name()),
+        None => decode::conform_as(value, &kind.type_name(), extent),
     };
     conformed.map_err(|e| {
         Status::bad_request(format!(
@@ -671,7 +677,8 @@ pub fn patched(
                 )));
             }
         }
-        let unknown = conform(kind, &mut value, version.as_deref()).map_err(|e| bad_patch(&patch, &e.message))?;
+        let unknown =
+            conform(kind, &mut value, version.as_deref(), Extent::Whole).map_err(|e| bad_patch(&patch, &e.message))?;
         let mut problems: Vec<String> = decoded.duplicates.iter().map(|d| format!("duplicate field {d:?}")).collect();
         problems.extend(unknown.iter().map(|u| format!("unknown field {u:?}")));
         if validation == FieldValidation::Strict && !problems.is_empty() {
@@ -719,8 +726,14 @@ pub async fn patch(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Res
 async fn apply(engine: &Engine, asked: &Asked<'_>, part: Part) -> Result<Response<Body>, Status> {
     let name = &asked.info.name;
     let options = asked.plain_options()?;
-    let (mut config, mut warnings) =
-        decode_object(asked.kind, YAML, &asked.body, options.field_validation, asked.version.as_deref())?;
+    let (mut config, mut warnings) = decode_object(
+        asked.kind,
+        YAML,
+        &asked.body,
+        options.field_validation,
+        asked.version.as_deref(),
+        Extent::Applied,
+    )?;
     let given = meta_str(&config, "name");
     if !given.is_empty() && given != name {
         return Err(Status::bad_request(format!(

@@ -473,7 +473,14 @@ impl ApiServer {
         let media_type = headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let media_type = media_type.split(';').next().unwrap_or_default();
         let options = crate::request::WriteOptions::parse(query)?;
-        let (mut value, warnings) = resources::decode_object(kind, media_type, &body, options.field_validation, None)?;
+        let (mut value, warnings) = resources::decode_object(
+            kind,
+            media_type,
+            &body,
+            options.field_validation,
+            None,
+            skiff_api::decode::Extent::Whole,
+        )?;
         let attributes = Attributes {
             namespace: if kind.namespaced { info.namespace.clone() } else { String::new() },
             ..Attributes::new(&user, Operation::Create, kind, "", &options)

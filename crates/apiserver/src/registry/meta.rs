@@ -197,6 +197,20 @@ pub(crate) fn labels(labels: &Value, at: &str, faults: &mut Faults) {
     }
 }
 
+/// Checks a selector of labels.
+pub(crate) fn label_selector(selector: &Value, at: &str, faults: &mut Faults) {
+    labels(&selector["matchLabels"], &format!("{at}.matchLabels"), faults);
+    for (i, expression) in selector["matchExpressions"].as_array().into_iter().flatten().enumerate() {
+        let at = format!("{at}.matchExpressions[{i}]");
+        operator(expression, &["In", "NotIn", "Exists", "DoesNotExist"], &at, faults);
+        let key = expression["key"].as_str().unwrap_or_default();
+        faults.rule(&format!("{at}.key"), key, names::qualified_name(key));
+        for (i, value) in expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str).enumerate() {
+            faults.rule(&format!("{at}.values[{i}]"), value, names::label_value(value));
+        }
+    }
+}
+
 fn annotations(annotations: &Value, at: &str, faults: &mut Faults) {
     let mut total = 0;
     for (k, v) in annotations.as_object().into_iter().flatten() {

@@ -91,10 +91,11 @@ async fn faults_of_a_service() {
     let api = Api::start().await;
     let (code, status) = api.post(SERVICES, service("a", json!({"ports": []}))).await;
     assert_eq!((code, &status["message"]), (422, &json!("Service \"a\" is invalid: spec.ports: Required value")));
-    let (code, status) = api.post(SERVICES, service("1a", json!({}))).await;
+    let (code, status) = api.post(SERVICES, service("1A", json!({}))).await;
     assert_eq!(code, 422);
     assert!(
-        text(&status["message"]).contains("metadata.name: Invalid value: \"1a\": a DNS-1035 label must consist of"),
+        text(&status["message"])
+            .contains("metadata.name: Invalid value: \"1A\": a lowercase RFC 1123 label must consist of"),
         "{status}"
     );
     let (code, status) = api.post(SERVICES, service("a", json!({"ports": [{"port": 0}]}))).await;

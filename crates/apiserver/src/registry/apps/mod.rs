@@ -5,13 +5,10 @@ pub(crate) mod deployment;
 pub(crate) mod replicaset;
 pub(crate) mod statefulset;
 
-use serde_json::Value;
-use skiff_api::{
-    selector::LabelSelector,
-    validation::{Faults, FieldError},
-};
+use serde_json::{Map, Value};
+use skiff_api::validation::{Faults, FieldError};
 
-use super::core::pod_spec;
+use super::{core::pod_spec, meta};
 
 /// Defaults of a workload: its own, given its spec, and those of its pods' template.
 pub(crate) fn workload_defaults(o: &mut Value, own: impl FnOnce(&mut Value)) {
@@ -32,13 +29,15 @@ pub(crate) fn validate_workload(o: &Value, faults: &mut Faults) {
     if spec["replicas"].is_i64() {
         faults.non_negative("spec.replicas", spec["replicas"].as_i64().unwrap_or(0));
     }
-    validate_selector(&spec["selector"], "spec.selector", kind, faults);
+    let right = validate_selector(&spec["selector"], "spec.selector", kind, faults);
     faults.non_negative("spec.minReadySeconds", spec["minReadySeconds"].as_i64().unwrap_or(0));
     if let Some(n) = spec["revisionHistoryLimit"].as_i64() {
         faults.non_negative("spec.revisionHistoryLimit", n);
     }
-    pod_spec::validate_template(&spec["template"], &spec["selector"], faults);
-    validate_lives_forever(&spec["template"], kind, faults);
+    if right {
+        pod_spec::validate_template(&spec["template"], &spec["selector"], faults);
+        validate_lives_forever(&spec["template"], kind, faults);
+    }
 }
 
 /// Pods of workloads without end have neither a deadline nor another restart policy than `Always`.
@@ -51,20 +50,29 @@ pub(crate) fn validate_lives_forever(template: &Value, kind: &str, faults: &mut 
     }
 }
 
-/// A selector must be there and select something in particular.
-pub(crate) fn validate_selector(selector: &Value, at: &str, kind: &str, faults: &mut Faults) {
+/// A selector must be there, be right and select something in particular. False if it is not right, so that nothing
+/// can be compared with it.
+pub(crate) fn validate_selector(selector: &Value, at: &str, kind: &str, faults: &mut Faults) -> bool {
+    // Upstream does not ask DaemonSets for one; their templates fit to none.
     if !selector.is_object() {
-        faults.required(at, "");
-        return;
-    }
-    match LabelSelector::from_value(selector) {
-        Ok(s) if s.is_empty() => {
-            let why = format!("empty selector is invalid for {}", kind.to_ascii_lowercase());
-            faults.invalid(at, selector.clone(), why);
+        if kind != "DaemonSet" {
+            faults.required(at, "");
         }
-        Ok(_) => {}
-        Err(e) => faults.invalid(at, selector.clone(), e.to_string()),
+        return true;
     }
+    let before = faults.0.len();
+    meta::label_selector(selector, at, faults);
+    let right = faults.0.len() == before;
+    let empty = |field: &str| selector[field].as_object().is_none_or(Map::is_empty);
+    if empty("matchLabels") && selector["matchExpressions"].as_array().is_none_or(Vec::is_empty) {
+        let why = format!("empty selector is invalid for {}", kind.to_ascii_lowercase());
+        faults.invalid(at, selector.clone(), why);
+    }
+    if !right && kind != "DaemonSet" {
+        let why = if kind == "StatefulSet" { "" } else { "invalid label selector" };
+        faults.invalid(at, selector.clone(), why);
+    }
+    right
 }
 
 /// Rules for the status of what has replicas: no count is negative, none exceeds the total.

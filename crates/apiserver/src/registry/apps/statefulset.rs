@@ -1,11 +1,14 @@
 //! StatefulSet.
 
 use serde_json::{Value, json};
-use skiff_api::validation::{Faults, FieldError};
+use skiff_api::{
+    names,
+    validation::{Faults, FieldError},
+};
 
 use super::{validate_part, validate_replica_status, validate_workload, workload_defaults};
 use crate::registry::{
-    core::{default_field, each, object_mut},
+    core::{default_field, each, object_mut, persistentvolumeclaim},
     strategy::{Strategy, col, name_col, wide},
     table,
 };
@@ -22,6 +25,7 @@ const MUTABLE: [&str; 7] = [
 ];
 
 pub(crate) static STRATEGY: Strategy = Strategy {
+    names: names::dns1123_label,
     generation: true,
     defaults,
     prepare_create: |o| o["status"] = json!({"replicas": 0, "availableReplicas": 0}),
@@ -93,9 +97,16 @@ fn validate(o: &Value, faults: &mut Faults) {
     for when in ["whenDeleted", "whenScaled"] {
         let at = format!("spec.persistentVolumeClaimRetentionPolicy.{when}");
         let policy = spec["persistentVolumeClaimRetentionPolicy"][when].as_str().unwrap_or_default();
-        faults.one_of(&at, policy, &["Delete", "Retain"]);
+        faults.one_of(&at, policy, &["Retain", "Delete"]);
     }
     faults.non_negative("spec.ordinals.start", spec["ordinals"]["start"].as_i64().unwrap_or(0));
+    if let Some(name) = spec["serviceName"].as_str().filter(|name| !name.is_empty()) {
+        faults.rule("spec.serviceName", name, names::dns1123_label(name));
+    }
+    for (i, claim) in spec["volumeClaimTemplates"].as_array().into_iter().flatten().enumerate() {
+        let at = format!("spec.volumeClaimTemplates[{i}].spec");
+        persistentvolumeclaim::validate_spec(&claim["spec"], &at, faults);
+    }
     validate_workload(&with_claims(o), faults);
 }
 

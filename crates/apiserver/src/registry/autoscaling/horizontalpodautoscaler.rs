@@ -15,6 +15,13 @@ use crate::registry::{
 pub(crate) static STRATEGY: Strategy = Strategy {
     defaults,
     validate,
+    // Older ones without a group may stay.
+    validate_create: |o, faults| {
+        let version = o["spec"]["scaleTargetRef"]["apiVersion"].as_str().unwrap_or_default();
+        if !version.contains('/') {
+            faults.invalid("spec.scaleTargetRef.apiVersion", version, "apiVersion must specify API group");
+        }
+    },
     columns: &[
         name_col(),
         col("Reference"),
@@ -89,8 +96,10 @@ fn validate(o: &Value, faults: &mut Faults) {
     if let Some(min) = min.filter(|n| *n < 1) {
         faults.invalid("spec.minReplicas", min, "must be greater than or equal to 1");
     }
-    if max < 1 {
-        faults.invalid("spec.maxReplicas", max, "must be greater than 0");
+    match max {
+        0 => faults.required("spec.maxReplicas", "must be set and greater than 0"),
+        max if max < 0 => faults.invalid("spec.maxReplicas", max, "must be greater than or equal to 1"),
+        _ => {}
     }
     if min.is_some_and(|min| min > max) {
         faults.invalid("spec.maxReplicas", max, "must be greater than or equal to `minReplicas`");
@@ -129,7 +138,6 @@ fn validate_metric(metric: &Value, at: &str, faults: &mut Faults) {
     let ty = metric["type"].as_str().unwrap_or_default();
     if ty.is_empty() {
         faults.required(format!("{at}.type"), "must specify a metric source type");
-        return;
     }
     let Some((_, field)) = SOURCES.iter().find(|(name, _)| *name == ty) else {
         let supported: Vec<&str> = SOURCES.iter().map(|(name, _)| *name).collect();
@@ -209,7 +217,8 @@ fn validate_target(target: &Value, at: &str, faults: &mut Faults) {
     let ty = target["type"].as_str().unwrap_or_default();
     if ty.is_empty() {
         faults.required(format!("{at}.type"), "must specify a metric target type");
-    } else if !["Utilization", "Value", "AverageValue"].contains(&ty) {
+    }
+    if !["Utilization", "Value", "AverageValue"].contains(&ty) {
         faults.invalid(format!("{at}.type"), ty, "must be either Utilization, Value, or AverageValue");
     }
     for field in ["value", "averageValue"] {
@@ -350,7 +359,7 @@ mod tests {
             ["spec.maxReplicas: Invalid value: 3: must be greater than or equal to `minReplicas`"]
         );
         bad["maxReplicas"] = 0.into();
-        assert_eq!(faults(bad)[0], "spec.maxReplicas: Invalid value: 0: must be greater than 0");
+        assert_eq!(faults(bad)[0], "spec.maxReplicas: Required value: must be set and greater than 0");
         let mut bad = spec();
         bad["scaleTargetRef"] = json!({});
         bad["metrics"] = json!([
@@ -368,6 +377,7 @@ mod tests {
                 "spec.metrics[1].pods: Required value: must populate information for the given metric source",
                 "spec.metrics[1].resource: Forbidden: must populate the given metric source only",
                 "spec.metrics[2].type: Required value: must specify a metric source type",
+                "spec.metrics[2].type: Unsupported value: \"\": supported values: \"ContainerResource\", \"External\", \"Object\", \"Pods\", \"Resource\"",
                 "spec.behavior.scaleUp.policies: Required value: must specify at least one Policy",
             ]
         );

@@ -1,13 +1,13 @@
 //! Job.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use skiff_api::validation::{Faults, FieldError};
 
 use crate::{
     object::meta_str,
     registry::{
         apps::immutable,
-        core::{default_field, object_mut, pod_spec},
+        core::{default_field, each, object_mut, pod_spec},
         strategy::{Strategy, col, name_col, wide},
         table,
     },
@@ -49,6 +49,13 @@ pub(super) fn spec_defaults(spec: &mut Value) {
     default_field(spec, "manualSelector", false);
     let replacement = if spec["podFailurePolicy"].is_object() { "Failed" } else { "TerminatingOrFailed" };
     default_field(spec, "podReplacementPolicy", replacement);
+    if let Some(policy) = spec.get_mut("podFailurePolicy") {
+        for rule in each(policy, "rules") {
+            for condition in each(rule, "onPodConditions") {
+                default_field(condition, "status", "True");
+            }
+        }
+    }
     if spec["template"].is_object() {
         pod_spec::template_defaults(&mut spec["template"]);
     }
@@ -73,6 +80,10 @@ fn prepare_create(o: &mut Value) {
     }
     let selector = object_mut(object_mut(&mut o["spec"], "selector"), "matchLabels");
     selector["batch.kubernetes.io/controller-uid"] = uid.into();
+    // A Job without labels has its pods'.
+    if o["metadata"]["labels"].as_object().is_none_or(Map::is_empty) {
+        o["metadata"]["labels"] = o["spec"]["template"]["metadata"]["labels"].clone();
+    }
 }
 
 fn validate(o: &Value, faults: &mut Faults) {
@@ -133,7 +144,7 @@ pub(super) fn validate_spec(spec: &Value, at: &str, faults: &mut Faults) {
 fn validate_indexes(spec: &Value, at: &str, faults: &mut Faults) {
     let mode = spec["completionMode"].as_str().unwrap_or_default();
     if !mode.is_empty() {
-        faults.one_of(&format!("{at}.completionMode"), mode, &["Indexed", "NonIndexed"]);
+        faults.one_of(&format!("{at}.completionMode"), mode, &["NonIndexed", "Indexed"]);
     }
     let completions = spec["completions"].as_i64();
     if mode == "Indexed" {

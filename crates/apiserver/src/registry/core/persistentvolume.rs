@@ -1,6 +1,6 @@
 //! PersistentVolume.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use skiff_api::{
     names,
     validation::{Faults, FieldError},
@@ -92,16 +92,17 @@ fn sources(spec: &Value) -> impl Iterator<Item = (&String, &Value)> {
 
 fn validate(o: &Value, faults: &mut Faults) {
     let spec = &o["spec"];
-    match spec["capacity"].as_object() {
+    validate_access_modes(&spec["accessModes"], "", faults);
+    let capacity = spec["capacity"].as_object();
+    if capacity.is_none_or(Map::is_empty) {
+        faults.required("spec.capacity", "");
+    }
+    match capacity {
         Some(capacity) if capacity.len() == 1 && capacity.contains_key("storage") => {
             validate_size(&capacity["storage"], "spec.capacity[storage]", faults);
         }
-        Some(capacity) if !capacity.is_empty() => {
-            faults.push(FieldError::not_supported("spec.capacity", spec["capacity"].clone(), &["storage"]));
-        }
-        _ => faults.required("spec.capacity", ""),
+        _ => faults.push(FieldError::not_supported("spec.capacity", spec["capacity"].clone(), &["storage"])),
     }
-    validate_access_modes(&spec["accessModes"], "", faults);
     let policy = spec["persistentVolumeReclaimPolicy"].as_str().unwrap_or_default();
     faults.one_of("spec.persistentVolumeReclaimPolicy", policy, &["Delete", "Recycle", "Retain"]);
     let mode = spec["volumeMode"].as_str().unwrap_or_default();
@@ -201,8 +202,9 @@ mod tests {
         assert_eq!(
             faults(json!({})),
             [
-                "spec.capacity: Required value",
                 "spec.accessModes: Required value",
+                "spec.capacity: Required value",
+                "spec.capacity: Unsupported value: null: supported values: \"storage\"",
                 "spec: Required value: must specify a volume type"
             ]
         );

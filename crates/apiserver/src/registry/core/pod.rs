@@ -17,6 +17,7 @@ pub(crate) static STRATEGY: Strategy = Strategy {
     defaults: |o| {
         if o["spec"].is_object() {
             pod_spec::defaults(&mut o["spec"]);
+            pod_spec::request_what_is_limited(&mut o["spec"]);
             // Upstream gives this one to pods, not to templates.
             default_field(&mut o["spec"], "enableServiceLinks", true);
         }

@@ -21,7 +21,7 @@ use crate::{
 const AFFINITY_TIMEOUT_S: i64 = 10_800;
 
 pub(crate) static STRATEGY: Strategy = Strategy {
-    names: names::dns1035_label,
+    names: names::dns1123_label,
     defaults,
     prepare_create: |o| {
         o["status"] = json!({"loadBalancer": {}});

@@ -173,7 +173,7 @@ fn validate_backend(backend: &Value, at: &str, faults: &mut Faults) {
             if name.is_empty() {
                 faults.required(format!("{at}.service.name"), "");
             } else {
-                faults.rule(&format!("{at}.service.name"), name, names::dns1035_label(name));
+                faults.rule(&format!("{at}.service.name"), name, names::dns1123_label(name));
             }
             validate_backend_port(&service["port"], at, faults);
         }

@@ -3,7 +3,6 @@
 use serde_json::{Value, json};
 use skiff_api::{
     names,
-    selector::LabelSelector,
     validation::{Faults, FieldError},
 };
 
@@ -46,7 +45,7 @@ fn list(value: &Value) -> &[Value] {
 
 fn validate(o: &Value, faults: &mut Faults) {
     let spec = &o["spec"];
-    validate_selector(&spec["podSelector"], "spec.podSelector", faults);
+    meta::label_selector(&spec["podSelector"], "spec.podSelector", faults);
     for (direction, peers) in [("ingress", "from"), ("egress", "to")] {
         for (i, rule) in list(&spec[direction]).iter().enumerate() {
             let at = format!("spec.{direction}[{i}]");
@@ -64,23 +63,8 @@ fn validate(o: &Value, faults: &mut Faults) {
         return;
     }
     for (i, name) in types.iter().enumerate() {
-        faults.one_of(&format!("spec.policyTypes[{i}]"), name.as_str().unwrap_or_default(), &["Egress", "Ingress"]);
+        faults.one_of(&format!("spec.policyTypes[{i}]"), name.as_str().unwrap_or_default(), &["Ingress", "Egress"]);
     }
-}
-
-fn validate_selector(selector: &Value, at: &str, faults: &mut Faults) {
-    meta::labels(&selector["matchLabels"], &format!("{at}.matchLabels"), faults);
-    for (i, expression) in list(&selector["matchExpressions"]).iter().enumerate() {
-        let at = format!("{at}.matchExpressions[{i}]");
-        let values = list(&expression["values"]);
-        meta::operator(expression, &["In", "NotIn", "Exists", "DoesNotExist"], &at, faults);
-        let key = expression["key"].as_str().unwrap_or_default();
-        faults.rule(&format!("{at}.key"), key, names::qualified_name(key));
-        for (i, value) in values.iter().filter_map(Value::as_str).enumerate() {
-            faults.rule(&format!("{at}.values[{i}]"), value, names::label_value(value));
-        }
-    }
-    debug_assert!(!faults.0.is_empty() || LabelSelector::from_value(selector).is_ok());
 }
 
 fn validate_port(port: &Value, at: &str, faults: &mut Faults) {
@@ -122,7 +106,7 @@ fn validate_peer(peer: &Value, at: &str, faults: &mut Faults) {
     for field in ["podSelector", "namespaceSelector"] {
         if peer[field].is_object() {
             peers += 1;
-            validate_selector(&peer[field], &format!("{at}.{field}"), faults);
+            meta::label_selector(&peer[field], &format!("{at}.{field}"), faults);
         }
     }
     let block = &peer["ipBlock"];
@@ -194,7 +178,7 @@ mod tests {
         assert_eq!(faults(json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]})), [""; 0]);
         assert_eq!(
             faults(json!({"policyTypes": ["In"]})),
-            ["spec.policyTypes[0]: Unsupported value: \"In\": supported values: \"Egress\", \"Ingress\""]
+            ["spec.policyTypes[0]: Unsupported value: \"In\": supported values: \"Ingress\", \"Egress\""]
         );
         assert_eq!(
             faults(

@@ -1,10 +1,11 @@
 //! PodDisruptionBudget.
 
 use serde_json::{Value, json};
-use skiff_api::{selector::LabelSelector, validation::Faults};
+use skiff_api::validation::Faults;
 
 use crate::registry::{
     apps::validate_part,
+    meta,
     strategy::{Strategy, col, int_col, name_col},
     table,
 };
@@ -47,9 +48,7 @@ fn validate(o: &Value, faults: &mut Faults) {
     for field in ["minAvailable", "maxUnavailable"] {
         validate_part(&spec[field], &format!("spec.{field}"), faults);
     }
-    if let Err(error) = LabelSelector::from_value(&spec["selector"]) {
-        faults.invalid("spec.selector", spec["selector"].clone(), error.to_string());
-    }
+    meta::label_selector(&spec["selector"], "spec.selector", faults);
     if let Some(policy) = spec["unhealthyPodEvictionPolicy"].as_str() {
         faults.one_of("spec.unhealthyPodEvictionPolicy", policy, &["AlwaysAllow", "IfHealthyBudget"]);
     }

@@ -89,7 +89,7 @@ fn validate(o: &Value, faults: &mut Faults) {
                 faults.push(FieldError::not_supported(
                     format!("{at}.kind"),
                     other,
-                    &["Group", "ServiceAccount", "User"],
+                    &["ServiceAccount", "User", "Group"],
                 ));
             }
         }

@@ -13,6 +13,10 @@ pub(crate) static STRATEGY: Strategy = Strategy {
     generation: true,
     defaults: |o| default_field(o, "preemptionPolicy", "PreemptLowerPriority"),
     validate: |o, faults| {
+        match o["preemptionPolicy"].as_str().unwrap_or_default() {
+            "" => faults.required("preemptionPolicy", ""),
+            policy => faults.one_of("preemptionPolicy", policy, &["PreemptLowerPriority", "Never"]),
+        }
         let name = o["metadata"]["name"].as_str().unwrap_or_default();
         let known = [("system-node-critical", 2_000_001_000), ("system-cluster-critical", 2_000_000_000)];
         let value = o["value"].as_i64().unwrap_or(0);

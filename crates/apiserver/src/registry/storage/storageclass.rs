@@ -56,7 +56,7 @@ fn validate(o: &Value, faults: &mut Faults) {
         faults.required("provisioner", provisioner);
     } else {
         let lower = provisioner.to_lowercase();
-        faults.rule("provisioner", provisioner, names::qualified_name(&lower));
+        faults.rule("provisioner", &lower, names::qualified_name(&lower));
     }
     for key in o["parameters"].as_object().into_iter().flat_map(|p| p.keys()).filter(|k| k.is_empty()) {
         faults.invalid("parameters", key.as_str(), "field can not be empty.");

@@ -357,7 +357,7 @@ fn no_path_type(object: &mut Value) -> Option<String> {
 
 fn policy_type(object: &mut Value) -> Option<String> {
     is_a(object, "NetworkPolicy")?["spec"]["policyTypes"] = json!(["Inbound"]);
-    let text = "Unsupported value: \"Inbound\": supported values: \"Egress\", \"Ingress\"";
+    let text = "Unsupported value: \"Inbound\": supported values: \"Ingress\", \"Egress\"";
     Some(format!("spec.policyTypes[0]: {text}"))
 }
 
