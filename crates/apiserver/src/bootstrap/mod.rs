@@ -150,6 +150,10 @@ async fn kubernetes_service(engine: &Engine, advertise: SocketAddr) -> Result<()
         },
     });
     ensure(engine, "", "services", "default", service).await?;
+    // Served to this machine alone: no pod could follow it there.
+    if advertise.ip().is_loopback() {
+        return Ok(());
+    }
     let ip = advertise.ip().to_string();
     let endpoints = json!({
         "apiVersion": "v1", "kind": "Endpoints",

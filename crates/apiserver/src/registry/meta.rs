@@ -117,8 +117,9 @@ pub(crate) fn validate(kind: &Kind, value: &Value, rule: fn(&str) -> Vec<String>
         }
     }
     let mut controllers = 0;
-    for (i, o) in meta["ownerReferences"].as_array().into_iter().flatten().enumerate() {
-        let at = format!("metadata.ownerReferences[{i}]");
+    for o in meta["ownerReferences"].as_array().into_iter().flatten() {
+        // Upstream leaves out which one.
+        let at = "metadata.ownerReferences";
         for field in ["apiVersion", "kind", "name", "uid"] {
             if o[field].as_str().is_none_or(str::is_empty) {
                 faults.invalid(

@@ -123,17 +123,17 @@ fn marked(name: &str, mark: &str) -> String {
     )
 }
 
-/// The first process with this mark in its environment: the container's own.
+/// The container's own process: the one with this mark in its environment whose parent has none. Its children may have
+/// smaller numbers, when those begin again.
 fn marked_process(mark: &str) -> Option<u32> {
     let wanted = format!("E2E_MARK={mark}");
-    let processes =
+    let is_marked = |pid: u32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
+    };
+    let mut processes =
         fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    processes
-        .filter(|pid| {
-            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
-        })
-        .min()
+    processes.find(|pid| is_marked(*pid) && !parent_of(*pid).is_some_and(is_marked))
 }
 
 /// The same, which may be seen a moment after its pod is ready.
@@ -142,8 +142,13 @@ fn the_marked_process(mark: &str) -> u32 {
 }
 
 fn parent(pid: u32) -> u32 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap()
+    parent_of(pid).expect("the process is there")
+}
+
+/// `None` if the process is gone.
+fn parent_of(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
 pub(crate) fn end(pid: u32) {

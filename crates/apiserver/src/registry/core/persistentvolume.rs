@@ -143,7 +143,7 @@ fn validate(o: &Value, faults: &mut Faults) {
             faults.required(at, "must have at least one node selector term");
         }
     } else if spec["local"].is_object() {
-        faults.required("metadata.annotations", "Local volume requires node affinity");
+        faults.required("spec.nodeAffinity", "Local volume requires node affinity");
     }
 }
 
@@ -214,7 +214,7 @@ mod tests {
         let mut local = good;
         local.as_object_mut().unwrap().shift_remove("hostPath");
         local["local"] = json!({"path": "/x"});
-        assert_eq!(faults(local), ["metadata.annotations: Required value: Local volume requires node affinity"]);
+        assert_eq!(faults(local), ["spec.nodeAffinity: Required value: Local volume requires node affinity"]);
     }
 
     #[test]

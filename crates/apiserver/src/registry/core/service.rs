@@ -203,7 +203,7 @@ fn validate(o: &Value, faults: &mut Faults) {
         faults.invalid(
             "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
             timeout,
-            "must be greater than 0 and less than or equal to 86400",
+            "must be greater than 0 and less than 86400",
         );
     }
     for (field, allowed) in

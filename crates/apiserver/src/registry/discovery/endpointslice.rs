@@ -1,16 +1,22 @@
 //! EndpointSlice.
 
 use serde_json::Value;
-use skiff_api::validation::Faults;
+use skiff_api::{
+    names,
+    validation::{Fault, Faults, FieldError},
+};
 
 use crate::{
     registry::{
-        core::{default_field, each},
+        core::{default_field, each, endpoints},
         strategy::{Strategy, col, name_col},
         table,
     },
     services::is_ip,
 };
+
+/// How many addresses an endpoint has at most.
+const MOST_ADDRESSES: usize = 100;
 
 pub(crate) static STRATEGY: Strategy = Strategy {
     generation: true,
@@ -61,19 +67,52 @@ fn validate(o: &Value, faults: &mut Faults) {
         faults.one_of("addressType", kind, &["FQDN", "IPv4", "IPv6"]);
     }
     for (i, e) in o["endpoints"].as_array().into_iter().flatten().enumerate() {
+        let here = format!("endpoints[{i}].addresses");
         let addresses = e["addresses"].as_array().map(Vec::as_slice).unwrap_or_default();
-        if addresses.is_empty() {
-            faults.required(format!("endpoints[{i}].addresses"), "must contain at least 1 address");
+        match addresses.len() {
+            0 => faults.required(here.clone(), "must contain at least 1 address"),
+            n if n > MOST_ADDRESSES => {
+                let why = format!("must have at most {MOST_ADDRESSES} items");
+                faults.push(FieldError::new(Fault::TooMany, here.clone(), n, why));
+            }
+            _ => {}
         }
         for (j, a) in addresses.iter().enumerate() {
-            let a = a.as_str().unwrap_or_default();
-            if kind != "FQDN" && !is_ip(a) {
-                faults.invalid(
-                    format!("endpoints[{i}].addresses[{j}]"),
-                    a,
-                    "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-                );
+            let (a, here) = (a.as_str().unwrap_or_default(), format!("{here}[{j}]"));
+            match kind {
+                "IPv4" | "IPv6" => validate_address(a, kind, &here, faults),
+                _ => faults.rule(&here, a, names::dns1123_subdomain(a)),
             }
         }
+        if let Some(node) = e["nodeName"].as_str() {
+            faults.rule(&format!("endpoints[{i}].nodeName"), node, names::dns1123_subdomain(node));
+        }
+        if let Some(host) = e["hostname"].as_str() {
+            faults.rule(&format!("endpoints[{i}].hostname"), host, names::dns1123_label(host));
+        }
     }
+    let mut seen: Vec<&str> = Vec::new();
+    for (i, port) in o["ports"].as_array().into_iter().flatten().enumerate() {
+        let (name, here) = (port["name"].as_str().unwrap_or_default(), format!("ports[{i}]"));
+        if !name.is_empty() {
+            faults.rule(&format!("{here}.name"), name, names::dns1123_label(name));
+        }
+        if seen.contains(&name) {
+            faults.push(FieldError::duplicate(format!("{here}.name"), name));
+        }
+        seen.push(name);
+        endpoints::validate_protocol(port, &here, faults);
+    }
+}
+
+/// An address of the slice's family that is a pod's or another machine's.
+fn validate_address(address: &str, family: &str, at: &str, faults: &mut Faults) {
+    if !is_ip(address) {
+        faults.invalid(at, address, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
+        return;
+    }
+    if address.contains(':') != (family == "IPv6") {
+        faults.invalid(at, address, format!("must be an {family} address"));
+    }
+    endpoints::validate_ip(address, at, faults);
 }

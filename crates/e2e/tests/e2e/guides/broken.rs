@@ -113,8 +113,7 @@ fn name_in_capitals(object: &mut Value) -> Option<String> {
     }
     object["metadata"]["name"] = json!("My_App");
     let form = match kind(object) {
-        "Service" => "a DNS-1035 label must consist of lower case alphanumeric characters or '-'",
-        "Namespace" | "ReplicationController" if kind(object) == "Namespace" => {
+        "Service" | "StatefulSet" | "Namespace" => {
             "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-'"
         }
         _ => "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.'",

@@ -90,7 +90,8 @@ pub(super) fn validate<'a>(c: &'a Value, at: &str, given: &Given<'_>, seen: &mut
         validate_handler(handler, &at, &["exec", "httpGet", "tcpSocket", "sleep"], faults);
         if let (Some(grace), Some(sleep)) = (given.grace, handler["sleep"].as_object()) {
             let seconds = sleep.get("seconds").and_then(Value::as_i64).unwrap_or(0);
-            if !(0..=grace).contains(&seconds) {
+            // A negative grace is taken for the shortest.
+            if !(0..=grace.max(1)).contains(&seconds) {
                 let why = format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
                 faults.invalid(format!("{at}.sleep"), seconds, why);
             }

@@ -157,6 +157,9 @@ fn volume_defaults(volume: &mut Value) {
             if item.get("fieldRef").is_some_and(Value::is_object) {
                 default_field(&mut item["fieldRef"], "apiVersion", "v1");
             }
+            if item.get("resourceFieldRef").is_some_and(Value::is_object) {
+                default_field(&mut item["resourceFieldRef"], "divisor", "0");
+            }
         }
     };
     if let Some(d) = volume.get_mut("downwardAPI") {
