@@ -11,13 +11,14 @@ use std::{
     fs::{self, File},
     io,
     path::Path,
+    process::{Command, ExitStatus},
     time::Duration,
 };
 
 use crate::{
     Error, Home, Result, cgroup,
     control::{self, Answer, PortStatus, Request},
-    fabric,
+    enter, fabric,
     interrupt::Interrupts,
     kubeconfig, node,
     node_config::{
@@ -324,6 +325,13 @@ impl Clusters {
             copy_files(&source, &target).map_err(Error::io(format!("copy the logs to {}", target.display())))?;
         }
         Ok(())
+    }
+
+    /// Runs a command inside a node that runs, on this process's terminal, and waits for it.
+    pub fn exec(&self, name: &str, node: &str, command: &mut Command) -> Result<ExitStatus> {
+        let process = node::running(&self.home, name, node).ok_or(Error::NotRunning { name: name.to_owned() })?;
+        let program = command.get_program().to_string_lossy().into_owned();
+        enter::run(process.pid, command).map_err(Error::io(format!("run {program} in node {node}")))
     }
 
     /// The host ports of a running cluster, from all its nodes.

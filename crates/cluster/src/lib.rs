@@ -18,6 +18,7 @@
 mod cgroup;
 pub mod clusters;
 pub mod control;
+mod enter;
 mod error;
 mod fabric;
 mod filesystem;

@@ -35,7 +35,18 @@ fn a_cluster_lives_stops_and_starts() {
     home.skiff(&["cluster", "ports", "life", "--remove", "8280"]).ok();
     curl(&["http://127.0.0.1:8280"]).fails();
 
+    // Inside the node: its name, its processes, its pods' network.
+    let inside = |command: &[&str]| home.skiff(&[&["cluster", "exec", "life", "--"], command].concat());
+    assert_eq!(inside(&["hostname"]).ok(), "life-control-plane\n");
+    inside(&["sh", "-c", "cat /proc/[0-9]*/comm"]).prints(&["nginx", "skiff"]);
+    let ip = kubectl.path(&["pod", "-l", "app=web"], "{.items[0].status.podIP}").unwrap();
+    inside(&["curl", "--silent", "--max-time", "10", &ip]).prints(&["Welcome to nginx!"]);
+    assert_eq!(inside(&["sh", "-c", "exit 7"]).code, Some(7));
+    inside(&["no-such-command"]).fails_with("run no-such-command in node life-control-plane");
+    home.skiff(&["cluster", "ssh", "life", "--node", "nobody"]).fails_with("has no node \"nobody\"");
+
     home.skiff(&["cluster", "stop", "life"]).prints(&["Cluster \"life\" is stopped."]);
+    inside(&["hostname"]).fails_with("is not running");
     home.skiff(&["cluster", "list"]).prints(&["0/1"]);
     kubectl.run(&["get", "pods"]).fails();
     assert!(leftovers::processes(&home.dir).is_empty());

@@ -1,8 +1,11 @@
 //! `skiff cluster …`: local clusters.
 
 use std::{
+    ffi::OsString,
     io::Write,
+    os::unix::process::ExitStatusExt,
     path::PathBuf,
+    process::Command,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -15,6 +18,7 @@ use skiff_cluster::{
     host_ports::Forward,
     node_config::Component,
     progress::Console,
+    record::NodeRecord,
     spec::ClusterSpec,
 };
 
@@ -36,6 +40,9 @@ pub(crate) enum ClusterCommand {
     Delete { name: Option<String> },
     /// Show, add and remove ports of this machine that lead into a cluster
     Ports(Ports),
+    /// Run a command in a node; without one, a shell
+    #[command(visible_alias = "ssh")]
+    Exec(Exec),
     /// Show, stop and start the components of a running cluster one by one
     Components(Components),
 }
@@ -64,6 +71,17 @@ pub(crate) struct Create {
     kubeconfig: Option<PathBuf>,
     #[command(flatten)]
     settings: SettingArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    name: Option<String>,
+    /// The node [default: the control plane]
+    #[arg(long)]
+    node: Option<String>,
+    /// The command and its arguments
+    #[arg(last = true)]
+    command: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]
@@ -157,6 +175,10 @@ pub(crate) fn run(command: ClusterCommand) -> anyhow::Result<()> {
             clusters.delete(&name, &mut Console::default())?;
             writeln!(out, "Cluster {name:?} is deleted.")?;
         }
+        ClusterCommand::Exec(exec) => {
+            drop(out);
+            std::process::exit(run_in_node(&clusters, &exec)?);
+        }
         ClusterCommand::Components(components) => switch_components(&clusters, &components, &mut out)?,
         ClusterCommand::Ports(ports) => change_ports(&clusters, &ports, &mut out)?,
     }
@@ -207,16 +229,35 @@ fn age(seconds: u64) -> String {
     }
 }
 
-fn switch_components(clusters: &Clusters, asked: &Components, out: &mut dyn Write) -> anyhow::Result<()> {
-    let name = asked.name.as_deref().unwrap_or(DEFAULT_NAME);
+/// A node of a cluster: the one that is asked for, or the control plane.
+fn node_of(clusters: &Clusters, name: &str, node: Option<&str>) -> anyhow::Result<NodeRecord> {
     let record = clusters.get(name)?.record;
-    let node = match &asked.node {
-        Some(node) => record.nodes.iter().find(|n| n.name == *node),
+    let found = match node {
+        Some(node) => record.nodes.iter().find(|n| n.name == node),
         None => record.control_plane(),
     };
-    let Some(node) = node else {
-        bail!("cluster {name:?} has no node {:?}", asked.node.as_deref().unwrap_or("control-plane"));
+    found.cloned().with_context(|| format!("cluster {name:?} has no node {:?}", node.unwrap_or("control-plane")))
+}
+
+/// The exit code of the command, as shells tell it.
+fn run_in_node(clusters: &Clusters, asked: &Exec) -> anyhow::Result<i32> {
+    let name = asked.name.as_deref().unwrap_or(DEFAULT_NAME);
+    let node = node_of(clusters, name, asked.node.as_deref())?;
+    let mut command = match asked.command.split_first() {
+        Some((program, args)) => {
+            let mut command = Command::new(program);
+            command.args(args);
+            command
+        }
+        None => Command::new("/bin/sh"),
     };
+    let status = clusters.exec(name, &node.name, &mut command)?;
+    Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
+}
+
+fn switch_components(clusters: &Clusters, asked: &Components, out: &mut dyn Write) -> anyhow::Result<()> {
+    let name = asked.name.as_deref().unwrap_or(DEFAULT_NAME);
+    let node = node_of(clusters, name, asked.node.as_deref())?;
     for (list, run) in [(&asked.stop, false), (&asked.start, true)] {
         for component in list {
             clusters.ask(name, &node.name, &Request::SetComponent { component: *component, run })?;
