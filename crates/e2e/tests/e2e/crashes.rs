@@ -34,16 +34,20 @@ fn an_image_that_does_not_exist() {
         let reason = kubectl.path(&["pod", "box"], waiting)?;
         check(reason == "ImagePullBackOff", || reason)
     });
-    let events = kubectl.run(&["events", "--for", "pod/box"]).ok();
-    for part in [
-        "Pulling image \"registry.invalid/nothing:1\"",
-        "Failed to pull image \"registry.invalid/nothing:1\"",
-        "Error: ErrImagePull",
-        "Back-off pulling image \"registry.invalid/nothing:1\"",
-        "Error: ImagePullBackOff",
-    ] {
-        assert!(events.contains(part), "no {part:?} in\n{events}");
-    }
+    // Events are sent beside the status, not before it.
+    eventually(PATIENCE, || {
+        let events = kubectl.run(&["events", "--for", "pod/box"]).result()?;
+        let missing = [
+            "Pulling image \"registry.invalid/nothing:1\"",
+            "Failed to pull image \"registry.invalid/nothing:1\"",
+            "Error: ErrImagePull",
+            "Back-off pulling image \"registry.invalid/nothing:1\"",
+            "Error: ImagePullBackOff",
+        ]
+        .into_iter()
+        .find(|part| !events.contains(part));
+        check(missing.is_none(), || format!("no {missing:?} in\n{events}"))
+    });
     kubectl.run(&["logs", "box"]).fails_with("is waiting to start: trying and failing to pull image");
     kubectl.run(&["run", "never", "--image=registry.invalid/nothing:1", "--image-pull-policy=Never"]).ok();
     eventually(PATIENCE, || {
