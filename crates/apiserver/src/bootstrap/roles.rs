@@ -185,6 +185,14 @@ fn cluster_roles() -> Vec<(&'static str, Vec<Value>)> {
         ("edit", edit()),
         ("view", view()),
         ("system:aggregated-metrics-reader", vec![metrics_reader()]),
+        // For servers that ask this one who somebody is and what he may do.
+        (
+            "system:auth-delegator",
+            vec![
+                rule(&["create"], &["authentication.k8s.io"], &["tokenreviews"]),
+                rule(&["create"], &["authorization.k8s.io"], &["subjectaccessreviews"]),
+            ],
+        ),
         ("system:discovery", vec![urls(discovery)]),
         ("system:public-info-viewer", vec![urls(health)]),
         (
@@ -351,5 +359,24 @@ pub(super) async fn ensure(engine: &Engine) -> Result<(), Status> {
         });
         ensure_fields(engine, GROUP, "clusterrolebindings", "", binding, &["subjects"]).await?;
     }
-    Ok(())
+    authentication_reader(engine, &meta).await
+}
+
+/// The Role by which servers of aggregated APIs read how to tell who asks them.
+async fn authentication_reader(engine: &Engine, meta: &dyn Fn(&str) -> Value) -> Result<(), Status> {
+    const ROLE: &str = "extension-apiserver-authentication-reader";
+    const NAMESPACE: &str = "kube-system";
+    let mut map = rule(READ, &[""], &["configmaps"]);
+    map["resourceNames"] = json!(["extension-apiserver-authentication"]);
+    let mut role = json!({"apiVersion": format!("{GROUP}/v1"), "kind": "Role", "metadata": meta(ROLE), "rules": [map]});
+    role["metadata"]["namespace"] = NAMESPACE.into();
+    ensure_fields(engine, GROUP, "roles", NAMESPACE, role, &["rules"]).await?;
+    let user = |name: &str| json!({"kind": "User", "apiGroup": GROUP, "name": name});
+    let mut binding = json!({
+        "apiVersion": format!("{GROUP}/v1"), "kind": "RoleBinding", "metadata": meta(&format!("system::{ROLE}")),
+        "roleRef": {"apiGroup": GROUP, "kind": "Role", "name": ROLE},
+        "subjects": [user("system:kube-controller-manager"), user("system:kube-scheduler")],
+    });
+    binding["metadata"]["namespace"] = NAMESPACE.into();
+    ensure_fields(engine, GROUP, "rolebindings", NAMESPACE, binding, &["subjects"]).await
 }

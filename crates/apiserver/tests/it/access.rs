@@ -203,3 +203,21 @@ async fn access_reviews() {
         rules["status"]["resourceRules"].as_array().unwrap().iter().any(|r| r["resources"] == json!(["configmaps"]))
     );
 }
+
+#[tokio::test]
+async fn servers_of_further_apis_have_roles() {
+    let api = Api::start().await;
+    let subject = json!([{"kind": "ServiceAccount", "name": "server", "namespace": "default"}]);
+    let bind = |kind: &str, role: &str| json!({"metadata": {"name": "server"}, "subjects": subject, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": role}});
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    let reader = bind("Role", "extension-apiserver-authentication-reader");
+    api.created(&format!("{rbac}/namespaces/kube-system/rolebindings"), reader).await;
+    api.created(&format!("{rbac}/clusterrolebindings"), bind("ClusterRole", "system:auth-delegator")).await;
+    let server = api.by(User::known("system:serviceaccount:default:server", &[]));
+    let maps = "/api/v1/namespaces/kube-system/configmaps";
+    // It may be read, and is not there without a front proxy.
+    assert_eq!(server.get(&format!("{maps}/extension-apiserver-authentication")).await.0, 404);
+    assert_eq!(server.get(&format!("{maps}/other")).await.0, 403);
+    let review = json!({"spec": {"user": "jane", "resourceAttributes": {"verb": "get", "resource": "pods"}}});
+    assert_eq!(server.post("/apis/authorization.k8s.io/v1/subjectaccessreviews", review).await.0, 201);
+}
