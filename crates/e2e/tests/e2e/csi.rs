@@ -9,6 +9,8 @@ use skiff_e2e::{Cluster, Home, Kubectl, eventually, host, leftovers, wait::check
 
 use crate::{
     crashes::end,
+    shared,
+    storage::every_verb,
     tests,
     workloads::{PATIENCE, ready},
 };
@@ -18,6 +20,7 @@ tests![
     a_driver_that_is_not_there,
     volumes_stay_mounted_without_their_daemon,
     devices_of_drivers_and_of_nodes,
+    objects_in_every_verb,
 ];
 
 /// A cluster with the driver of the tests.
@@ -437,4 +440,49 @@ spec:
     kubectl.run(&["delete", "pods", "--all", "--timeout=60s"]).ok();
     drop(device);
     site.end();
+}
+
+fn objects_in_every_verb() {
+    let kubectl = shared::server("csi-verbs");
+    let resources = kubectl.run(&["api-resources", "--api-group=storage.k8s.io", "-o", "wide"]).ok();
+    let capacity = resources.lines().find(|line| line.starts_with("csistoragecapacities")).expect("it is there");
+    for verb in ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"] {
+        assert!(capacity.contains(verb), "{capacity}");
+    }
+    let manifest = |kind: &str, more: &str| {
+        format!(
+            "apiVersion: storage.k8s.io/v1\nkind: {kind}\nmetadata: {{name: verbs, labels: {{verbs: 'yes'}}}}\n{more}\n"
+        )
+    };
+    let capacity = manifest("CSIStorageCapacity", "storageClassName: test\ncapacity: 1Gi");
+    let mut watch = kubectl.start(&["get", "csistoragecapacities", "--watch", "--no-headers"]);
+    every_verb(
+        &kubectl,
+        "csistoragecapacities",
+        &capacity,
+        "/apis/storage.k8s.io/v1/namespaces/csi-verbs/csistoragecapacities",
+    );
+    watch.line(PATIENCE, |line| line.starts_with("verbs"));
+    let node = manifest("CSINode", "spec: {drivers: [{name: a.example.com, nodeID: x}]}");
+    every_verb(&kubectl, "csinodes", &node, "/apis/storage.k8s.io/v1/csinodes");
+    let driver = manifest("CSIDriver", "spec: {attachRequired: false}");
+    kubectl.apply(&driver.replace("name: verbs", "name: other").replace("verbs: 'yes'", "verbs: 'no'"));
+    every_verb(&kubectl, "csidrivers", &driver, "/apis/storage.k8s.io/v1/csidrivers");
+    // Only that one was deleted.
+    kubectl.run(&["get", "csidrivers", "-l", "verbs=no", "--no-headers"]).prints(&["other", "false", "Persistent"]);
+    kubectl.run(&["delete", "csidriver", "other"]).ok();
+    // What a node says of a driver stays.
+    kubectl.apply(&node);
+    let changed = kubectl.feed(&["apply", "-f", "-"], &node.replace("nodeID: x", "nodeID: y"));
+    assert!(changed.stderr.contains("field is immutable"), "{changed:?}");
+    kubectl.run(&["delete", "csinode", "verbs"]).ok();
+
+    // A pod with a volume of its own, which nobody runs here.
+    kubectl.apply(&user("inline", "", "csi: {driver: a.example.com, volumeAttributes: {a: b}}", "true"));
+    let driver = kubectl.path(&["pod", "inline"], "{.spec.volumes[0].csi.driver}").unwrap();
+    assert_eq!(driver, "a.example.com");
+    kubectl.run(&["get", "pods"]).prints(&["inline", "Pending"]);
+    kubectl.run(&["patch", "pod", "inline", "-p", r#"{"metadata":{"labels":{"patched":"yes"}}}"#]).ok();
+    kubectl.run(&["get", "pods", "-l", "patched=yes"]).prints(&["inline"]);
+    kubectl.run(&["delete", "pod", "inline", "--timeout=30s"]).ok();
 }

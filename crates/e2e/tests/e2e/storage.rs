@@ -228,7 +228,7 @@ parameters: {type: ssd}
 }
 
 /// Creates, reads, lists, patches, deletes, creates again, replaces, and deletes by label.
-fn every_verb(kubectl: &Kubectl, resource: &str, manifest: &str, collection: &str) {
+pub(crate) fn every_verb(kubectl: &Kubectl, resource: &str, manifest: &str, collection: &str) {
     let name = format!("{resource}/verbs");
     let patch = r#"{"metadata":{"labels":{"patched":"yes"}}}"#;
     for round in 0..2 {

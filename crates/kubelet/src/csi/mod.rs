@@ -110,6 +110,11 @@ impl Csi {
         self.users.report(in_use.iter().cloned().collect::<BTreeSet<_>>());
     }
 
+    /// Whether a driver wants its volumes to be published again and again.
+    fn requires_republish(&self, driver: &str) -> bool {
+        self.objects.get("", driver).is_some_and(|d| d.spec.requires_republish == Some(true))
+    }
+
     fn mounted(&self, pod: PodUid, name: &str, volume: &Volume) {
         self.mounted.write().entry(pod).or_default().insert(name.to_owned(), volume.clone());
     }

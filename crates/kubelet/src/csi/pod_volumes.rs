@@ -1,11 +1,19 @@
 //! A pod's CSI volumes as its worker sees them: what is under way, and what is ready.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use k8s_openapi::api::core::v1::Pod;
 
 use super::{Failure, Operation, Outcome, Request, Volume, expand, mount};
 use crate::{kubelet::Kubelet, pod::PodExt, volumes::VolumeError};
+
+/// How often volumes of drivers that ask for it are published anew, upstream's period of pods.
+const REPUBLISH: Duration = Duration::from_secs(60);
 
 /// By their names in the pod.
 #[derive(Default)]
@@ -18,6 +26,9 @@ struct State {
     mounting: Option<Operation<Result<PathBuf, Failure>>>,
     ready: Option<PathBuf>,
     growing: Option<Operation<()>>,
+    republishing: Option<Operation<Result<PathBuf, Failure>>>,
+    /// When it is to be published anew, if its driver asks for it.
+    republish_at: Option<Instant>,
 }
 
 impl PodVolumes {
@@ -40,9 +51,12 @@ impl PodVolumes {
             mounting: None,
             ready: None,
             growing: None,
+            republishing: None,
+            republish_at: None,
         });
         if let Some(path) = state.ready.clone() {
             state.grow(kubelet, pod, &path).await;
+            state.republish(kubelet, pod, request);
             return Ok(path);
         }
         let failed = |failure: Failure| VolumeError::Failed {
@@ -64,6 +78,7 @@ impl PodVolumes {
                 state.ready = Some(path.clone());
                 kubelet.csi.mounted(pod.uid(), name, &state.volume);
                 state.grow(kubelet, pod, &path).await;
+                state.republish(kubelet, pod, request);
                 Ok(path)
             }
             Outcome::Done(Err(failure)) => {
@@ -77,6 +92,12 @@ impl PodVolumes {
         }
     }
 
+    /// How long until the next volume is to be published anew.
+    pub(crate) fn next_republish(&self) -> Option<Duration> {
+        let next = self.0.values().filter_map(|s| s.republish_at).min()?;
+        Some(next.saturating_duration_since(Instant::now()))
+    }
+
     /// Volumes that are not ready.
     pub(crate) fn waiting(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.0.iter().filter(|(_, s)| s.ready.is_none()).map(|(n, _)| n.as_str()).collect();
@@ -88,14 +109,37 @@ impl PodVolumes {
     pub(crate) async fn finish(&mut self) {
         for state in self.0.values_mut() {
             state.growing = None;
-            if let Some(mounting) = state.mounting.take() {
-                mounting.finish().await;
+            for under_way in [state.mounting.take(), state.republishing.take()].into_iter().flatten() {
+                under_way.finish().await;
             }
         }
     }
 }
 
 impl State {
+    /// Publishes it anew if its driver wants that, for tokens that end for example, and it is time. What the pod has
+    /// stays if that fails.
+    fn republish(&mut self, kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, request: Request) {
+        if !kubelet.csi.requires_republish(&self.volume.driver) {
+            self.republish_at = None;
+            return;
+        }
+        let at = *self.republish_at.get_or_insert_with(|| Instant::now() + REPUBLISH);
+        match self.republishing.as_ref().map(Operation::poll) {
+            Some(Outcome::Running) => return,
+            Some(Outcome::Done(Err(failure))) => {
+                tracing::warn!(volume = self.volume.name, error = failure.message, "cannot publish a volume anew");
+            }
+            _ => {}
+        }
+        self.republishing = None;
+        if at <= Instant::now() {
+            self.republish_at = Some(Instant::now() + REPUBLISH);
+            let work = mount::set_up(kubelet.clone(), pod.clone(), request);
+            self.republishing = Some(Operation::start(kubelet.clone(), pod.uid(), work));
+        }
+    }
+
     /// Has the driver do its part if the volume has become larger. The pod is woken when its claim changes.
     async fn grow(&mut self, kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, path: &std::path::Path) {
         let Some((namespace, claim)) = &self.volume.claim else { return };

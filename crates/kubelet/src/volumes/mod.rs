@@ -172,6 +172,11 @@ impl PodVolumes {
         Ok(())
     }
 
+    /// How long until a volume is to be published anew, if any is.
+    pub(crate) fn next_republish(&self) -> Option<Duration> {
+        self.csi.next_republish()
+    }
+
     /// Waits for work on volumes that is under way, before they are taken away.
     pub(crate) async fn finish(&mut self) {
         self.csi.finish().await;

@@ -267,6 +267,9 @@ impl Worker {
         // Containers that wait show why.
         self.report();
         self.forget_old_containers().await;
+        if let Some(left) = self.volumes.next_republish() {
+            self.look_again(left);
+        }
         if let Some(renewal) = self.volumes.next_renewal() {
             let left = renewal.duration_since(self.kubelet.now());
             self.look_again(left.try_into().unwrap_or_default());
