@@ -473,7 +473,7 @@ fn objects_in_every_verb() {
     kubectl.run(&["delete", "csidriver", "other"]).ok();
     // What a node says of a driver stays.
     kubectl.apply(&node);
-    let changed = kubectl.feed(&["apply", "-f", "-"], &node.replace("nodeID: x", "nodeID: y"));
+    let changed = kubectl.feed(&["apply", "-f", "-"], &node.replace("nodeID: x", "nodeID: other"));
     assert!(changed.stderr.contains("field is immutable"), "{changed:?}");
     kubectl.run(&["delete", "csinode", "verbs"]).ok();
 
