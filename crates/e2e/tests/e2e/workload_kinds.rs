@@ -272,6 +272,8 @@ fn an_indexed_job() {
     assert_eq!(kubectl.path(&["job", "each"], "{.status.completedIndexes}").unwrap(), "0-2");
     for index in 0..3 {
         let selector = format!("batch.kubernetes.io/job-completion-index={index}");
+        let annotation = r"{.items[*].metadata.annotations.batch\.kubernetes\.io/job-completion-index}";
+        assert_eq!(kubectl.path(&["pods", "-l", &selector], annotation).unwrap(), index.to_string());
         kubectl.run(&["logs", "-l", &selector]).prints(&[&format!("{index} on each-{index}")]);
     }
     // Odd indexes fail, each twice.
