@@ -1,6 +1,6 @@
 //! Image archives that `skiff image load` sends.
 
-use std::{pin::Pin, sync::Arc};
+use std::{io, pin::Pin, sync::Arc};
 
 use skiff_cluster::control::ImageLoader;
 use skiff_runtime::Runtime;
@@ -26,7 +26,13 @@ impl ImageLoader for Loader {
             let imported = import.await.map_err(|e| e.to_string())?;
             // What the import says of a broken archive tells more than that nobody read it to its end.
             let images = imported.map_err(|e| format!("{:#}", anyhow::Error::from(e)))?;
-            copied.map_err(|e| e.to_string())?;
+            match copied {
+                // It had all images before the archive's padding ended.
+                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
+                    tokio::io::copy(&mut archive, &mut tokio::io::sink()).await.map_err(|e| e.to_string())?;
+                }
+                other => drop(other.map_err(|e| e.to_string())?),
+            }
             Ok(images.iter().flat_map(|i| i.repo_tags.iter().map(ToString::to_string)).collect())
         })
     }
