@@ -18,14 +18,11 @@ pub(crate) static STRATEGY: Strategy = Strategy {
     defaults: |o| {
         if o["spec"].is_object() {
             default_field(&mut o["spec"], "volumeMode", "Filesystem");
-            share_data_source(&mut o["spec"]);
+            normalize_sources(&mut o["spec"]);
         }
         default_field(object_mut(o, "status"), "phase", "Pending");
     },
-    prepare_create: |o| {
-        o["status"] = json!({"phase": "Pending"});
-        normalize_sources(&mut o["spec"]);
-    },
+    prepare_create: |o| o["status"] = json!({"phase": "Pending"}),
     validate: |o, faults| validate_spec(&o["spec"], "spec", faults),
     validate_update,
     columns: &[
@@ -60,26 +57,6 @@ pub(crate) static STRATEGY: Strategy = Strategy {
     },
     ..Strategy::DEFAULT
 };
-
-/// What a volume is filled with has two names, which are kept alike. What is neither a claim nor a snapshot has only the
-/// newer one.
-fn share_data_source(spec: &mut Value) {
-    let old = &spec["dataSource"];
-    let known = match old["apiGroup"].as_str().unwrap_or_default() {
-        "" => old["kind"] == "PersistentVolumeClaim",
-        "snapshot.storage.k8s.io" => old["kind"] == "VolumeSnapshot",
-        _ => false,
-    };
-    let Some(fields) = spec.as_object_mut() else { return };
-    match (fields.get("dataSource").is_some_and(Value::is_object), known) {
-        (true, true) if !fields.contains_key("dataSourceRef") => {
-            let source = fields["dataSource"].clone();
-            fields.insert("dataSourceRef".to_owned(), source);
-        }
-        (true, false) => drop(fields.shift_remove("dataSource")),
-        _ => {}
-    }
-}
 
 /// `RWO,ROX,RWX,RWOP`.
 pub(super) fn access_modes(modes: &Value) -> Value {
