@@ -1,4 +1,4 @@
-//! Debian's `kubectl`, pointed at a cluster.
+//! `kubectl`, Debian's or our own, pointed at a cluster.
 
 use std::{
     io::{BufRead, BufReader},
@@ -18,16 +18,22 @@ use crate::{Output, command, host};
 pub enum Version {
     V1_36,
     V1_32,
+    /// `skiff kubectl`.
+    Own,
 }
 
 impl Version {
+    /// Upstream's.
     pub const ALL: [Self; 2] = [Self::V1_36, Self::V1_32];
+    /// All that a user may have.
+    pub const WITH_OURS: [Self; 3] = [Self::V1_36, Self::V1_32, Self::Own];
 
     /// As it stands in the program's name.
     pub fn text(self) -> &'static str {
         match self {
             Self::V1_36 => "1.36",
             Self::V1_32 => "1.32",
+            Self::Own => "own",
         }
     }
 }
@@ -64,6 +70,9 @@ impl Kubectl {
     /// The command, to be changed and started.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(self.program());
+        if self.version == Version::Own {
+            command.arg("kubectl");
+        }
         if let Some(namespace) = &self.namespace {
             command.args(["-n", namespace]);
         }
@@ -72,6 +81,9 @@ impl Kubectl {
     }
 
     pub fn program(&self) -> PathBuf {
+        if self.version == Version::Own {
+            return host::skiff();
+        }
         host::prepared(&format!("tools/kubectl-{}", self.version.text()))
     }
 

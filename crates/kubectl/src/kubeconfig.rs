@@ -111,6 +111,10 @@ impl Kubeconfig {
         let nothing = Value::Null;
         let context = match self.find("contexts", context_name) {
             Some((entry, _)) => &entry["context"],
+            // Where the namespace is given, the context is looked for later, by somebody who says it otherwise.
+            None if named.is_some() && flags.given("namespace") => {
+                return Err(Error::text(format!("context {context_name:?} does not exist")));
+            }
             None if named.is_some() => {
                 let text = "Error in configuration: context was not found for specified context";
                 return Err(Error::Plain(format!("{text}: {context_name}")));

@@ -126,6 +126,22 @@ impl Rest {
         Err(refusal(status, &body))
     }
 
+    /// Sends somebody else's request and returns the answer, whatever it says.
+    pub(crate) async fn forward(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &http::HeaderMap,
+        body: Bytes,
+    ) -> Result<Response<Body>> {
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers.iter().chain(self.headers.iter().map(|(name, value)| (name, value))) {
+            request = request.header(name, value);
+        }
+        let request = request.body(Body::from(body.to_vec())).map_err(|error| Error::text(error.to_string()))?;
+        self.client.send(request).await.map_err(|error| self.unreachable(&error))
+    }
+
     /// The lines of an answer that goes on, such as a watch or a log.
     pub(crate) async fn stream(&self, path: &str, accept: &str) -> Result<impl Stream<Item = Result<Bytes>> + use<>> {
         let response = self.open(Method::GET, path, "", accept, Bytes::new()).await?;

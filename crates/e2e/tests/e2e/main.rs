@@ -17,6 +17,7 @@ mod faults;
 mod guides;
 mod images;
 mod ingress;
+mod kubectl;
 mod machines;
 mod monitoring;
 mod network;
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
                 components::TESTS,
                 etcd::TESTS,
                 extension::TESTS,
+                kubectl::TESTS,
                 webhooks::TESTS,
                 aggregation::TESTS,
             ]

@@ -38,7 +38,7 @@ pub(crate) const VALIDATE: Flag =
         .or("strict");
 
 /// Another writer may come between.
-const RETRIES: usize = 5;
+pub(super) const RETRIES: usize = 5;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The `fieldValidation` that the flags ask for.

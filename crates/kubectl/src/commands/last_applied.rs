@@ -70,13 +70,21 @@ pub(crate) async fn take_over(rest: &Rest, target: &Target, mut applied: Value) 
         let path = format!("{}{}", target.path(), query(&[("fieldManager", ANNOTATION_MANAGER)]));
         applied = rest.patch(&path, "apply", &alone).await?;
     }
-    let Some(managed) = joined(&entries(&applied)) else { return Ok(false) };
-    let patch = json!([
-        {"op": "replace", "path": "/metadata/managedFields", "value": managed},
-        {"op": "replace", "path": "/metadata/resourceVersion", "value": applied["metadata"]["resourceVersion"]},
-    ]);
-    rest.patch(&format!("{}{}", target.path(), query(&[("fieldManager", "kubectl")])), "json", &patch).await?;
-    Ok(true)
+    for _ in 0..super::apply::RETRIES {
+        let Some(managed) = joined(&entries(&applied)) else { return Ok(false) };
+        let patch = json!([
+            {"op": "replace", "path": "/metadata/managedFields", "value": managed},
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": applied["metadata"]["resourceVersion"]},
+        ]);
+        let path = format!("{}{}", target.path(), query(&[("fieldManager", "kubectl")]));
+        match rest.patch(&path, "json", &patch).await {
+            Ok(_) => return Ok(true),
+            // A controller has come between.
+            Err(error) if error.reason() == "Conflict" => applied = rest.get(&target.path()).await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Error::text("too many conflicts"))
 }
 
 fn entries(object: &Value) -> Vec<Value> {

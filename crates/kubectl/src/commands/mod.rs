@@ -3,11 +3,16 @@
 mod api;
 mod apply;
 mod attach;
+mod auth;
 mod config;
 mod create;
 mod delete;
 mod describe;
+mod diff;
+mod edit;
+mod events;
 mod exec;
+mod explain;
 mod expose;
 mod get;
 mod label;
@@ -16,6 +21,7 @@ mod logs;
 mod node;
 mod patch;
 mod port_forward;
+mod proxy;
 mod replace;
 mod rollout;
 mod run;
@@ -33,7 +39,9 @@ pub(crate) const ALL: &[Command] = &[
     expose::COMMAND,
     run::COMMAND,
     set::COMMAND,
+    explain::COMMAND,
     get::COMMAND,
+    edit::COMMAND,
     delete::COMMAND,
     rollout::COMMAND,
     scale::COMMAND,
@@ -49,6 +57,10 @@ pub(crate) const ALL: &[Command] = &[
     attach::COMMAND,
     exec::COMMAND,
     port_forward::COMMAND,
+    proxy::COMMAND,
+    auth::COMMAND,
+    events::COMMAND,
+    diff::COMMAND,
     apply::COMMAND,
     patch::COMMAND,
     replace::COMMAND,

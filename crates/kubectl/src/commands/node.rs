@@ -196,7 +196,7 @@ async fn chosen(cli: &Cli, node: &Item) -> Result<Vec<Value>> {
         let name = node.name();
         tell!("error: unable to drain node {name:?} due to error: {all}, continuing command...");
         tell!("There are pending nodes to be drained:\n {name}");
-        return Err(Error::Many(refused.into_iter().map(Error::Text).collect()));
+        return Err(Error::Plain(refused.join("\n")));
     }
     if !warnings.is_empty() {
         tell!("Warning: {}", warnings.join("; "));
@@ -304,7 +304,7 @@ async fn taint(cli: &Cli) -> Result<()> {
             );
             cli.rest()?.patch(&format!("{}{parameters}", node.path()), "strategic-merge", &patch).await?;
         }
-        printer.done(&node.object, &format!("{done}{}", dry_run.suffix()))?;
+        printer.done(&node.object, done)?;
     }
     Ok(())
 }
@@ -323,7 +323,7 @@ impl Change {
         let (pair, effect) = text.split_once(':').unwrap_or((text, ""));
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         if !matches!(effect, "" | "NoSchedule" | "PreferNoSchedule" | "NoExecute") {
-            return Err(Error::text(format!("invalid taint effect: {effect}, unsupported taint effect")));
+            return Err(Error::usage("taint", format!("invalid taint effect: {effect}, unsupported taint effect")));
         }
         if !remove && effect.is_empty() {
             return Err(Error::text(format!("invalid taint spec: {word}")));

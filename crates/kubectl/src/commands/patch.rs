@@ -31,7 +31,7 @@ async fn run(cli: &Cli) -> Result<()> {
         "strategic" => "strategic-merge",
         "merge" => "merge",
         "json" => "json",
-        other => return Err(cli.usage(format!("--type must be one of [json merge strategic], not {other:?}"))),
+        other => return Err(Error::text(format!("--type must be one of [json merge strategic], not {other:?}"))),
     };
     let text = match (flags.given("patch"), flags.given("patch-file")) {
         (true, true) => return Err(Error::text("cannot specify --patch and --patch-file together")),
@@ -80,7 +80,7 @@ async fn run(cli: &Cli) -> Result<()> {
         }
         let changed = object != item.object;
         let done = if changed { "patched" } else { "patched (no change)" };
-        printer.done(&object, &format!("{done}{}", dry_run.suffix()))?;
+        printer.done(&object, done)?;
     }
     Ok(())
 }

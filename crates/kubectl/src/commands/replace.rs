@@ -30,7 +30,7 @@ async fn run(cli: &Cli) -> Result<()> {
     let flags = &cli.flags;
     let files = cli.file_names()?;
     if files.is_empty() {
-        return Err(cli.usage("must specify --filename to replace"));
+        return Err(Error::text("must specify one of -f and -k"));
     }
     let force = flags.is("force");
     if flags.int("grace-period")? >= 0 && !force {

@@ -8,6 +8,7 @@ use crate::{
     flags::Flag,
     out::say,
     print::yaml,
+    rest::query,
 };
 
 pub(crate) const VERSION: Command = Command {
@@ -81,8 +82,9 @@ fn warn_of_skew(server: &Value) {
 
 async fn cluster_info(cli: &Cli) -> Result<()> {
     let rest = cli.rest()?;
-    let path = "/api/v1/namespaces/kube-system/services?labelSelector=kubernetes.io%2Fcluster-service%3Dtrue";
-    let services = rest.get(path).await?;
+    let namespace = cli.flags.some("namespace").unwrap_or("kube-system");
+    let selector = query(&[("labelSelector", "kubernetes.io/cluster-service=true")]);
+    let services = rest.get(&format!("/api/v1/namespaces/{namespace}/services{selector}")).await?;
     let server = rest.config.server.trim_end_matches('/');
     say!("Kubernetes control plane is running at {server}");
     for service in services["items"].as_array().into_iter().flatten() {

@@ -156,9 +156,7 @@ async fn one(cli: &Cli, target: &Target, goal: &Goal, deadline: tokio::time::Ins
     if !matches!(goal, Goal::Created | Goal::Deleted) {
         rest.get(&target.path()).await?;
     }
-    let mut last = serde_json::json!({
-        "apiVersion": resource.api_version(), "kind": resource.kind, "metadata": {"name": name},
-    });
+    let mut last = Value::Null;
     let waiting = watching::until(&rest, resource, target.namespace.as_deref(), name, |change| match (change, goal) {
         (Change::Missing | Change::Gone, Goal::Deleted) => Ok(true),
         (Change::Missing | Change::Gone, Goal::Created) => Ok(false),
@@ -173,7 +171,8 @@ async fn one(cli: &Cli, target: &Target, goal: &Goal, deadline: tokio::time::Ins
     tokio::time::timeout_at(deadline, waiting).await.unwrap_or_else(|_| {
         Err(Error::text(format!("timed out waiting for the condition on {}/{name}", resource.plural)))
     })?;
-    printer.done(&last, "condition met")
+    // Of what was never there nothing is said.
+    if last.is_null() { Ok(()) } else { printer.done(&last, "condition met") }
 }
 
 fn not_found(resource: &str, name: &str) -> Error {

@@ -8,6 +8,7 @@ use crate::{
     describe,
     error::{Error, Result},
     flags::Flag,
+    out::tell,
     patch::LAST_APPLIED,
     print::Printer,
     rest::query,
@@ -45,6 +46,13 @@ async fn run(cli: &Cli) -> Result<()> {
     let printer = Printer::of(&cli.flags, false)?;
     let dry_run = cli.dry_run()?;
     for item in workloads(cli).await? {
+        if !item.object["metadata"]["annotations"][LAST_APPLIED].is_null() {
+            tell!(
+                "Warning: resource {}/{} was previously managed with 'kubectl apply'. Rolling back will not update the {LAST_APPLIED} annotation, which may cause unexpected behavior on future 'kubectl apply' operations. Consider using 'kubectl apply' with your previous configuration file instead.",
+                item.resource.plural,
+                item.name()
+            );
+        }
         let done = match item.resource.kind.as_str() {
             "Deployment" => deployment(cli, &item, revision, dry_run).await?,
             "StatefulSet" | "DaemonSet" => controlled(cli, &item, revision, dry_run).await?,
