@@ -43,6 +43,7 @@ mod server;
 mod services;
 mod subresources;
 mod usage;
+mod watches;
 mod webhook;
 
 pub use self::{

@@ -46,6 +46,7 @@ use crate::{
     services::{ServiceAddresses, ServiceRange},
     subresources,
     usage::{self, Usage},
+    watches,
 };
 
 /// How long a request that is no watch and no stream may take.
@@ -412,7 +413,7 @@ impl ApiServer {
         match (info.subresource.as_str(), info.verb.as_str()) {
             ("", "get") => resources::get(engine, asked).await,
             ("", "list") => resources::list(engine, asked).await,
-            ("", "watch") => resources::watch(engine, asked).await,
+            ("", "watch") => watches::watch(engine, asked).await,
             ("", "create") if info.name.is_empty() => resources::create(engine, asked).await,
             ("", "update") if !info.name.is_empty() => resources::update(engine, asked, Part::Main).await,
             ("", "patch") if !info.name.is_empty() => resources::patch(engine, asked, Part::Main).await,
