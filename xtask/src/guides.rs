@@ -57,7 +57,7 @@ mod tests {
         assert!(rows.len() > 300, "the guides have more than {} rows", rows.len());
         for row in &rows {
             assert!(STATES.contains(&row.state.as_str()), "{}", row.what);
-            assert!(row.state != "holds" || row.tests().count() == 1, "{} has no test", row.what);
+            assert!(row.state != "holds" || row.tests().count() >= 1, "{} has no test", row.what);
             assert!(!row.shown_by.is_empty(), "{} has no reason", row.what);
             for test in row.tests() {
                 let (module, name) = test.rsplit_once("::").unwrap();
