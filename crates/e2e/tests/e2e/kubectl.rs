@@ -233,6 +233,7 @@ fn refusing() {
         "wait pod/nope",
         "explain foo",
         "explain pod.foo",
+        "certificate approve nope",
         "config use-context nope",
         "auth can-i",
         "top pod nope --foo",

@@ -4,6 +4,7 @@ mod api;
 mod apply;
 mod attach;
 mod auth;
+mod certificate;
 mod config;
 mod create;
 mod delete;
@@ -46,6 +47,7 @@ pub(crate) const ALL: &[Command] = &[
     rollout::COMMAND,
     scale::COMMAND,
     scale::AUTOSCALE,
+    certificate::COMMAND,
     version::CLUSTER_INFO,
     top::COMMAND,
     node::CORDON,
