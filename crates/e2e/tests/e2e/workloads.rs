@@ -148,10 +148,12 @@ fn a_rolling_update_fails_no_request() {
     let before = kubectl.path(&["pods", "-l", "app=web"], "{.items[*].metadata.uid}").unwrap();
     kubectl.run(&["rollout", "restart", "deployment/web"]).ok();
     kubectl.run(&["rollout", "status", "deployment/web", "--timeout=90s"]).ok();
-    let after = kubectl
-        .path(&["pods", "-l", "app=web", "--field-selector=status.phase=Running"], "{.items[*].metadata.uid}")
-        .unwrap();
-    assert!(after.split(' ').filter(|uid| before.contains(*uid)).count() < 3, "none was replaced");
+    // The new ones serve before the last old one has ended.
+    eventually(PATIENCE, || {
+        let after = kubectl.path(&["pods", "-l", "app=web"], "{.items[*].metadata.uid}")?;
+        let replaced = after.split(' ').all(|uid| !before.contains(uid));
+        check(replaced && after.split(' ').count() == 3, || format!("before {before}, after {after}"))
+    });
 }
 
 /// One request over a connection of its own; what is wrong with the answer otherwise.
