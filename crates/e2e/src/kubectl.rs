@@ -1,6 +1,7 @@
 //! `kubectl`, Debian's or our own, pointed at a cluster.
 
 use std::{
+    cell::RefCell,
     io::{BufRead, BufReader},
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -48,6 +49,20 @@ pub struct Kubectl {
     pub namespace: Option<String>,
 }
 
+thread_local! {
+    /// Those that were made for this thread's test.
+    static NEW: RefCell<Vec<Kubectl>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Has the namespaces deleted that this thread has made: the pods of all tests together are too many for the nodes that
+/// tests share. A cluster that is gone has taken them along.
+pub fn delete_new_namespaces() {
+    for kubectl in NEW.take() {
+        let namespace = kubectl.namespace.clone().unwrap_or_default();
+        let _ = kubectl.run(&["delete", "namespace", &namespace, "--wait=false", "--request-timeout=5s"]);
+    }
+}
+
 impl Kubectl {
     /// The same one of another version.
     pub fn version(&self, version: Version) -> Self {
@@ -59,12 +74,14 @@ impl Kubectl {
         Self { namespace: Some(namespace.to_owned()), ..self.clone() }
     }
 
-    /// The same one in a new namespace.
+    /// The same one in a new namespace, which [`delete_new_namespaces`] takes away.
     pub fn in_new(&self, namespace: &str) -> Self {
         self.run(&["create", "namespace", namespace]).ok();
         // Pods are refused until a controller has made the account that they run as.
         self.run(&["wait", "--for=create", "serviceaccount/default", "-n", namespace, "--timeout=30s"]).ok();
-        self.within(namespace)
+        let new = self.within(namespace);
+        NEW.with_borrow_mut(|all| all.push(new.clone()));
+        new
     }
 
     /// The command, to be changed and started.

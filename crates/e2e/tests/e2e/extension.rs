@@ -232,9 +232,9 @@ fn schemas_without_fields_take_anything() {
     kubectl.run(&["wait", "--for=condition=Established", "crd/frees.free.example.com", "--timeout=20s"]).ok();
     kubectl.apply("{apiVersion: free.example.com/v1, kind: Free, metadata: {name: f}, anything: {goes: [1, two]}}");
     assert_eq!(kubectl.path(&["fr", "f"], "{.anything.goes[1]}").unwrap(), "two");
-    let other = "{apiVersion: free.example.com/v1, kind: Free, metadata: {name: g}, spec: {x: {y: true}}}";
+    let other = "{apiVersion: free.example.com/v1, kind: Free, metadata: {name: g}, spec: {deep: {down: true}}}";
     kubectl.feed(&["create", "-f", "-"], other).prints(&["free.free.example.com/g created"]);
-    assert_eq!(kubectl.path(&["fr", "g"], "{.spec.x.y}").unwrap(), "true");
+    assert_eq!(kubectl.path(&["fr", "g"], "{.spec.deep.down}").unwrap(), "true");
     kubectl.run(&["explain", "frees"]).prints(&["KIND:       Free", "DESCRIPTION:"]);
     kubectl.run(&["delete", "crd", "frees.free.example.com"]).ok();
 }

@@ -36,6 +36,7 @@ pub(crate) fn run(tests: &[Test], end: Test) -> ExitCode {
     let one = |test: Test| {
         let started = Instant::now();
         let passed = catch_unwind(AssertUnwindSafe(test.run)).is_ok();
+        skiff_e2e::kubectl::delete_new_namespaces();
         let verdict = if passed { "ok" } else { "FAILED" };
         println!("test {} ... {verdict} ({:.1} s)", test.name, started.elapsed().as_secs_f64());
         if !passed {
