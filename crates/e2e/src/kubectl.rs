@@ -57,7 +57,7 @@ thread_local! {
 /// Has the namespaces deleted that this thread has made: the pods of all tests together are too many for the nodes that
 /// tests share. A cluster that is gone has taken them along.
 pub fn delete_new_namespaces() {
-    for kubectl in NEW.take() {
+    for kubectl in NEW.take().into_iter().filter(|kubectl| kubectl.kubeconfig.exists()) {
         let namespace = kubectl.namespace.clone().unwrap_or_default();
         let _ = kubectl.run(&["delete", "namespace", &namespace, "--wait=false", "--request-timeout=5s"]);
     }
