@@ -1,8 +1,8 @@
 //! `skiff kubectl` beside kubectl 1.36: the same lines on the same objects, and what both print and end with.
 
-use skiff_e2e::{Kubectl, Output, Version};
+use skiff_e2e::{Kubectl, Output, Version, eventually, wait::check};
 
-use crate::{shared, tests};
+use crate::{shared, tests, workloads::PATIENCE};
 
 tests![reading, changing, refusing, streams_and_names, editing];
 
@@ -87,12 +87,16 @@ fn normal(text: &str, namespace: &str) -> String {
 
 #[track_caller]
 fn same(line: &str, theirs: &Output, ours: &Output, namespaces: [&str; 2]) {
+    compared(line, theirs, ours, namespaces).unwrap_or_else(|difference| panic!("{difference}"));
+}
+
+fn compared(line: &str, theirs: &Output, ours: &Output, namespaces: [&str; 2]) -> Result<(), String> {
     let [a, b] = namespaces;
     let show = |output: &Output, namespace| {
         format!("{:?}\n{}---\n{}", output.code, normal(&output.stdout, namespace), normal(&output.stderr, namespace))
     };
     let (theirs, ours) = (show(theirs, a), show(ours, b));
-    assert!(theirs == ours, "kubectl {line}\n=== kubectl 1.36\n{theirs}\n=== skiff kubectl\n{ours}");
+    check(theirs == ours, || format!("kubectl {line}\n=== kubectl 1.36\n{theirs}\n=== skiff kubectl\n{ours}"))
 }
 
 fn words(line: &str) -> Vec<&str> {
@@ -103,9 +107,12 @@ fn words(line: &str) -> Vec<&str> {
 fn compare(kubectl: &Kubectl, lines: &[&str]) {
     let namespace = kubectl.namespace.as_deref().unwrap();
     for line in lines {
-        let theirs = kubectl.run(&words(line));
-        let ours = kubectl.version(Version::Own).run(&words(line));
-        same(line, &theirs, &ours, [namespace, namespace]);
+        // Nodes have pods of other tests, which come and go between two calls.
+        eventually(PATIENCE, || {
+            let theirs = kubectl.run(&words(line));
+            let ours = kubectl.version(Version::Own).run(&words(line));
+            compared(line, &theirs, &ours, [namespace, namespace])
+        });
     }
 }
 
@@ -334,8 +341,6 @@ fn changing() {
 
 /// Input and exit codes of commands, a watch, ports, and the program under the name of kubectl.
 fn streams_and_names() {
-    use std::time::Duration;
-    const PATIENCE: Duration = Duration::from_secs(60);
     let kubectl = shared::cluster().in_new("kubectl-streams").version(Version::Own);
     let mut watched = kubectl.start(&["get", "pods", "--watch"]);
     kubectl
@@ -352,9 +357,7 @@ fn streams_and_names() {
     for (target, port) in [("web", 8581), ("service/web", 8582)] {
         let mut forward = kubectl.start(&["port-forward", target, &format!("{port}:80")]);
         forward.line(PATIENCE, |line| line.contains(&format!("Forwarding from 127.0.0.1:{port} -> 80")));
-        let page = skiff_e2e::eventually(PATIENCE, || {
-            skiff_e2e::cluster::curl(&[&format!("http://localhost:{port}")]).result()
-        });
+        let page = eventually(PATIENCE, || skiff_e2e::cluster::curl(&[&format!("http://localhost:{port}")]).result());
         assert!(page.contains("Welcome to nginx!"), "{page}");
     }
     log.line(PATIENCE, |line| line.contains("\"GET / HTTP/1.1\" 200"));
