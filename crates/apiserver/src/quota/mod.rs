@@ -16,7 +16,7 @@ use std::{
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use skiff_api::{Kind, Status, quantity::Quantity};
-use skiff_store::{Txn, TxnOutcome};
+use skiff_store::{Revision, Txn, TxnOutcome};
 use tokio::sync::Notify;
 
 use self::usage::{Amounts, amounts};
@@ -40,9 +40,34 @@ const GATHER: Duration = Duration::from_millis(25);
 pub struct Quotas {
     changed: Mutex<BTreeSet<String>>,
     wake: Notify,
-    /// What was charged for writes that are under way, with the keys of the quotas.
-    pending: Mutex<Vec<(u64, Arc<str>, Amounts)>>,
+    /// What was charged for writes that are under way.
+    pending: Mutex<Vec<Pending>>,
     next: std::sync::atomic::AtomicU64,
+}
+
+/// What was charged to one quota for a write that is under way.
+#[derive(Clone)]
+struct Pending {
+    /// Of the [`Charge`].
+    id: u64,
+    /// The quota's key in the store.
+    quota: Arc<str>,
+    write: Write,
+    delta: Amounts,
+}
+
+/// A write that is charged: of this key, on top of this revision, which is zero for a create.
+#[derive(Clone)]
+struct Write {
+    key: Arc<str>,
+    base: Revision,
+}
+
+impl Write {
+    /// Whether the object is there with this write, or with another one that makes this one fail.
+    fn is_in(&self, objects: &[Arc<Object>]) -> bool {
+        objects.iter().any(|object| *object.key == *self.key && object.revision > self.base)
+    }
 }
 
 /// What was charged for one write. Dropped after the write: until then a count adds it to what it finds.
@@ -62,7 +87,7 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.quotas.pending.lock().retain(|(id, ..)| *id != self.id);
+        self.quotas.pending.lock().retain(|p| p.id != self.id);
         if !self.kept {
             self.quotas.recount(&self.namespace);
         }
@@ -149,26 +174,22 @@ pub async fn charge(
     for quota in &all {
         decide(a, &quota.value(), new, old, &delta)?;
     }
-    if a.dry_run || exists(engine, a).await? {
+    if a.dry_run {
+        return Ok(None);
+    }
+    let Some(stored) = engine.registry.stored(a.resource) else { return Ok(None) };
+    let write = Write { key: stored.key(&a.namespace, &a.name), base: a.revision.unwrap_or(Revision::ZERO) };
+    // What is there cannot be created, and is not charged.
+    if a.operation == Operation::Create && stored.cache.get(&write.key).await.map_err(|e| cache_status(&e))?.is_some() {
         return Ok(None);
     }
     let quotas = engine.quotas.clone();
     let id = quotas.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let charge = Charge { quotas, id, namespace: a.namespace.clone(), kept: false };
     for quota in all {
-        charge_one(engine, a, quota, new, old, &delta, id).await?;
+        charge_one(engine, a, quota, new, old, &delta, (id, &write)).await?;
     }
     Ok(Some(charge))
-}
-
-/// Whether what is to be made is there: then the create fails, and is not to be charged.
-async fn exists(engine: &Engine, a: &Attributes<'_>) -> Result<bool, Status> {
-    if a.operation != Operation::Create {
-        return Ok(false);
-    }
-    let Some(resource) = engine.registry.stored(a.resource) else { return Ok(false) };
-    let key = resource.key(&a.namespace, &a.name);
-    Ok(resource.cache.get(&key).await.map_err(|e| cache_status(&e))?.is_some())
 }
 
 async fn charge_one(
@@ -178,7 +199,7 @@ async fn charge_one(
     new: &Value,
     old: Option<&Value>,
     delta: &Amounts,
-    id: u64,
+    (id, write): (u64, &Write),
 ) -> Result<(), Status> {
     let mut noted = false;
     for _ in 0..MAX_ATTEMPTS {
@@ -187,7 +208,8 @@ async fn charge_one(
         if !noted {
             // Before the quota is written: whoever counts it after that must know.
             noted = true;
-            engine.quotas.pending.lock().push((id, quota.key.clone(), delta.clone()));
+            let pending = Pending { id, quota: quota.key.clone(), write: write.clone(), delta: delta.clone() };
+            engine.quotas.pending.lock().push(pending);
         }
         value["status"]["used"] = written(&used);
         match swap(engine, &quota, value).await? {
@@ -303,15 +325,10 @@ async fn count(engine: &Engine, namespace: &str) -> Result<(), Status> {
         let mut quota = quota;
         for _ in 0..MAX_ATTEMPTS {
             let value = quota.value();
-            // Before the objects: what is written meanwhile is rather counted twice than not at all.
-            let pending: Vec<Amounts> =
-                engine.quotas.pending.lock().iter().filter(|p| p.1 == quota.key).map(|p| p.2.clone()).collect();
-            let mut used = used(engine, &value, &filter).await?;
-            for (name, amount) in pending.into_iter().flatten() {
-                if let Some(sum) = used.get_mut(&name) {
-                    *sum = *sum + amount;
-                }
-            }
+            // Before the objects: a write that ends meanwhile is found among them, and then not counted again.
+            let pending: Vec<Pending> =
+                engine.quotas.pending.lock().iter().filter(|p| p.quota == quota.key).cloned().collect();
+            let used = used(engine, &value, &filter, pending).await?;
             let status = json!({"hard": value["spec"]["hard"], "used": written(&used)});
             if same(&value["status"], &status) {
                 break;
@@ -332,8 +349,8 @@ fn same(a: &Value, b: &Value) -> bool {
     a["hard"].is_object() && ["hard", "used"].iter().all(|f| amounts(&a[*f]) == amounts(&b[*f]))
 }
 
-/// What objects take of a quota now.
-async fn used(engine: &Engine, quota: &Value, filter: &Filter) -> Result<Amounts, Status> {
+/// What objects take of a quota now, and what writes under way will take that are not in them yet.
+async fn used(engine: &Engine, quota: &Value, filter: &Filter, mut pending: Vec<Pending>) -> Result<Amounts, Status> {
     let hard = amounts(&quota["spec"]["hard"]);
     let mut used: Amounts = hard.keys().map(|name| (name.clone(), Quantity::ZERO)).collect();
     let kinds = engine.registry.kinds().await?;
@@ -345,6 +362,7 @@ async fn used(engine: &Engine, quota: &Value, filter: &Filter) -> Result<Amounts
             continue;
         }
         let objects = resource.cache.list(filter, 0, None).await.map_err(|e| cache_status(&e))?.objects;
+        pending.retain(|p| !p.write.is_in(&objects));
         for object in objects {
             let object = object.value();
             if !usage::in_scope(kind, quota, &object) {
@@ -355,6 +373,11 @@ async fn used(engine: &Engine, quota: &Value, filter: &Filter) -> Result<Amounts
             }
         }
     }
+    for (name, amount) in pending.into_iter().flat_map(|p| p.delta) {
+        if let Some(sum) = used.get_mut(&name) {
+            *sum = *sum + amount;
+        }
+    }
     Ok(used)
 }
 
@@ -363,7 +386,7 @@ mod tests {
     use skiff_api::kinds::by_resource;
 
     use super::*;
-    use crate::{auth::User, request::WriteOptions};
+    use crate::{auth::User, object::Indexing, request::WriteOptions};
 
     fn decided(quota: &Value, pod: &Value) -> Result<Option<String>, String> {
         let (user, options) = (User::known("u", &[]), WriteOptions::default());
@@ -375,6 +398,22 @@ mod tests {
         };
         let delta = usage::usage(kind, pod);
         decide(&a, quota, pod, None, &delta).map(|used| used.map(|u| printed(&u))).map_err(|s| s.message)
+    }
+
+    #[test]
+    fn a_write_that_is_counted_is_not_pending() {
+        let object = |revision| {
+            let value = encode(&json!({"metadata": {"namespace": "n", "name": "a"}}));
+            let indexing = Indexing { selectable: &[], field: |_, _| String::new() };
+            vec![Arc::new(
+                Object::new("/registry/configmaps/n/a".into(), &value, Revision(revision), indexing).unwrap(),
+            )]
+        };
+        let write = |base| Write { key: "/registry/configmaps/n/a".into(), base: Revision(base) };
+        assert!(!write(0).is_in(&[]));
+        assert!(write(0).is_in(&object(3)));
+        assert!(!write(3).is_in(&object(3)), "an update that is not there yet");
+        assert!(write(3).is_in(&object(4)));
     }
 
     #[test]
