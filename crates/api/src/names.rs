@@ -196,6 +196,14 @@ pub fn http_header(s: &str) -> Vec<String> {
     vec!["a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for validation is '[-A-Za-z0-9]+')".into()]
 }
 
+/// Addresses, of either family.
+pub fn ip_address(s: &str) -> Vec<String> {
+    match s.parse::<std::net::IpAddr>() {
+        Ok(_) => Vec::new(),
+        Err(_) => vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".into()],
+    }
+}
+
 /// Port numbers.
 pub fn port_number(n: i64) -> Vec<String> {
     if (1..=65535).contains(&n) { Vec::new() } else { vec!["must be between 1 and 65535, inclusive".into()] }

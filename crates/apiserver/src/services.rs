@@ -366,11 +366,6 @@ fn assign_health_check_port(
     spec["healthCheckNodePort"] = port.into();
 }
 
-/// Whether a text is an address that a Service may name.
-pub fn is_ip(text: &str) -> bool {
-    text.parse::<IpAddr>().is_ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

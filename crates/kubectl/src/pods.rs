@@ -112,6 +112,16 @@ impl Cli {
         }
     }
 
+    /// [`Cli::pods_of`] for a connection to one of them; an object without pods cannot be attached to.
+    pub(crate) async fn pods_to_reach(&self, item: &Item) -> Result<Vec<Value>> {
+        self.pods_of(item, self.pod_patience()?).await.map_err(|error| match error {
+            Error::Text(text) if text.contains("not implemented") => {
+                Error::text(format!("cannot attach to *v1.{}: {text}", item.resource.kind))
+            }
+            other => other,
+        })
+    }
+
     /// `--pod-running-timeout`.
     pub(crate) fn pod_patience(&self) -> Result<Duration> {
         let wanted = self.flags.duration("pod-running-timeout")?;

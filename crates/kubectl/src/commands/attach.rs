@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 
+use super::exec;
 use crate::{
     cli::{self, Cli, Command},
     error::{Error, Result},
-    flags::Flag,
     out::tell,
     pods,
     rest::query,
@@ -16,18 +16,10 @@ pub(crate) const COMMAND: Command = Command {
     name: "attach",
     about: "Attach to a running container",
     usage: "(POD | TYPE/NAME) -c CONTAINER",
-    flags: &[FLAGS, cli::FILES],
+    flags: &[exec::FLAGS, cli::FILES],
     subcommands: &[],
     run: Some(|cli| Box::pin(run(cli))),
 };
-
-const FLAGS: &[Flag] = &[
-    Flag::text("container", "Container name. If omitted, use the kubectl.kubernetes.io/default-container annotation or the first container.").short('c'),
-    Flag::duration("pod-running-timeout", "The length of time to wait until at least one pod is running").or("1m0s"),
-    Flag::bool("quiet", "Only print output from the remote session").short('q'),
-    Flag::bool("stdin", "Pass stdin to the container").short('i'),
-    Flag::bool("tty", "Stdin is a TTY").short('t'),
-];
 
 async fn run(cli: &Cli) -> Result<()> {
     let flags = &cli.flags;

@@ -20,7 +20,8 @@ pub(crate) const COMMAND: Command = Command {
     run: Some(|cli| Box::pin(run(cli))),
 };
 
-const FLAGS: &[Flag] = &[
+/// Those of `attach` too.
+pub(super) const FLAGS: &[Flag] = &[
     Flag::text("container", "Container name. If omitted, use the kubectl.kubernetes.io/default-container annotation or the first container.").short('c'),
     Flag::duration("pod-running-timeout", "The length of time to wait until at least one pod is running").or("1m0s"),
     Flag::bool("quiet", "Only print output from the remote session").short('q'),
@@ -55,12 +56,7 @@ async fn run(cli: &Cli) -> Result<()> {
             }
         }
     };
-    let pods = cli.pods_of(&item, cli.pod_patience()?).await.map_err(|error| match error {
-        Error::Text(text) if text.contains("not implemented") => {
-            Error::text(format!("cannot attach to *v1.{}: {text}", item.resource.kind))
-        }
-        other => other,
-    })?;
+    let pods = cli.pods_to_reach(&item).await?;
     let pod = &pods[0];
     let phase = pod["status"]["phase"].as_str().unwrap_or_default();
     if matches!(phase, "Succeeded" | "Failed") {

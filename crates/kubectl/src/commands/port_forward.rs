@@ -44,12 +44,7 @@ async fn run(cli: &Cli) -> Result<()> {
         return Err(cli.usage("TYPE/NAME and list of ports are required for port-forward"));
     };
     let item = cli.pod_or_owner(name).await?;
-    let pods = cli.pods_of(&item, cli.pod_patience()?).await.map_err(|error| match error {
-        Error::Text(text) if text.contains("not implemented") => {
-            Error::text(format!("cannot attach to *v1.{}: {text}", item.resource.kind))
-        }
-        other => other,
-    })?;
+    let pods = cli.pods_to_reach(&item).await?;
     let pod = &pods[0];
     let phase = pod["status"]["phase"].as_str().unwrap_or_default();
     if phase != "Running" {

@@ -24,13 +24,17 @@ pub(crate) const COMMAND: Command = Command {
 
 const MANAGER: &[Flag] =
     &[Flag::text("field-manager", "Name of the manager used to track field ownership.").or("kubectl-set")];
-const SHARED: [&[Flag]; 6] = [MANAGER, crate::print::FLAGS, cli::FILES, cli::SELECTOR, cli::ALL, cli::DRY_RUN];
+
+/// A command's own flags, how it chooses objects by label if it does, and the flags that all have.
+const fn with_shared(own: &'static [Flag], selector: &'static [Flag]) -> [&'static [Flag]; 7] {
+    [own, selector, MANAGER, crate::print::FLAGS, cli::FILES, cli::ALL, cli::DRY_RUN]
+}
 
 const IMAGE: Command = Command {
     name: "image",
     about: "Update the image of a pod template",
     usage: "(-f FILENAME | TYPE NAME) CONTAINER_NAME_1=CONTAINER_IMAGE_1 ... CONTAINER_NAME_N=CONTAINER_IMAGE_N",
-    flags: &[SHARED[0], SHARED[1], SHARED[2], SHARED[3], SHARED[4], SHARED[5]],
+    flags: &with_shared(&[], cli::SELECTOR),
     subcommands: &[],
     run: Some(|cli| Box::pin(image(cli))),
 };
@@ -38,7 +42,7 @@ const ENV: Command = Command {
     name: "env",
     about: "Update environment variables on a pod template",
     usage: "RESOURCE/NAME KEY_1=VAL_1 ... KEY_N=VAL_N",
-    flags: &[
+    flags: &with_shared(
         &[
             Flag::text("containers", "The names of containers in the selected pod templates to change")
                 .short('c')
@@ -48,13 +52,8 @@ const ENV: Command = Command {
                 .short('e'),
             Flag::bool("overwrite", "If true, allow environment to be overwritten.").or("true"),
         ],
-        SHARED[0],
-        SHARED[1],
-        SHARED[2],
-        SHARED[3],
-        SHARED[4],
-        SHARED[5],
-    ],
+        cli::SELECTOR,
+    ),
     subcommands: &[],
     run: Some(|cli| Box::pin(env(cli))),
 };
@@ -62,7 +61,7 @@ const RESOURCES: Command = Command {
     name: "resources",
     about: "Update resource requests/limits on objects with pod templates",
     usage: "(-f FILENAME | TYPE NAME)  ([--limits=LIMITS & --requests=REQUESTS]",
-    flags: &[
+    flags: &with_shared(
         &[
             Flag::text("containers", "The names of containers in the selected pod templates to change")
                 .short('c')
@@ -76,13 +75,8 @@ const RESOURCES: Command = Command {
                 "The resource requirement requests for this container.  For example, 'cpu=100m,memory=256Mi'.",
             ),
         ],
-        SHARED[0],
-        SHARED[1],
-        SHARED[2],
-        SHARED[3],
-        SHARED[4],
-        SHARED[5],
-    ],
+        cli::SELECTOR,
+    ),
     subcommands: &[],
     run: Some(|cli| Box::pin(resources(cli))),
 };
@@ -90,17 +84,13 @@ const SELECTOR: Command = Command {
     name: "selector",
     about: "Set the selector on a resource",
     usage: "(-f FILENAME | TYPE NAME) EXPRESSIONS [--resource-version=version]",
-    flags: &[
+    flags: &with_shared(
         &[Flag::text(
             "resource-version",
             "If non-empty, the selectors update will only succeed if this is the current resource-version for the object.",
         )],
-        SHARED[0],
-        SHARED[1],
-        SHARED[2],
-        SHARED[4],
-        SHARED[5],
-    ],
+        &[],
+    ),
     subcommands: &[],
     run: Some(|cli| Box::pin(selector(cli))),
 };
@@ -108,7 +98,7 @@ const SERVICE_ACCOUNT: Command = Command {
     name: "serviceaccount",
     about: "Update the service account of a resource",
     usage: "(-f FILENAME | TYPE NAME) SERVICE_ACCOUNT",
-    flags: &[SHARED[0], SHARED[1], SHARED[2], SHARED[4], SHARED[5]],
+    flags: &with_shared(&[], &[]),
     subcommands: &[],
     run: Some(|cli| Box::pin(service_account(cli))),
 };

@@ -89,18 +89,23 @@ fn replica_sets(sets: &[&Value]) -> String {
     or_none(&texts.join(", ")).to_owned()
 }
 
+/// What those that only keep a number of pods have behind their heads.
+async fn replicas(describer: &Describer<'_>, w: &mut Text, object: &Value, chosen: &str) -> Result<()> {
+    let (have, want) = (int(&object["status"]["replicas"]), int(&object["spec"]["replicas"]));
+    line!(w, 0, "Replicas:\t{have} current / {want} desired");
+    line!(w, 0, "Pods Status:\t{}", describer.pod_statuses(object, chosen).await?);
+    containers::template(w, &object["spec"]["template"]);
+    conditions(w, object);
+    Ok(())
+}
+
 pub(super) async fn replica_set(describer: &Describer<'_>, w: &mut Text, object: &Value) -> Result<()> {
     let chosen = selector(&object["spec"]["selector"]);
     head(w, object);
     line!(w, 0, "Selector:\t{}", or_none(&chosen));
     labels_and_annotations(w, object);
     controlled_by(w, object);
-    let (have, want) = (int(&object["status"]["replicas"]), int(&object["spec"]["replicas"]));
-    line!(w, 0, "Replicas:\t{have} current / {want} desired");
-    line!(w, 0, "Pods Status:\t{}", describer.pod_statuses(object, &chosen).await?);
-    containers::template(w, &object["spec"]["template"]);
-    conditions(w, object);
-    Ok(())
+    replicas(describer, w, object, &chosen).await
 }
 
 pub(super) async fn replication_controller(describer: &Describer<'_>, w: &mut Text, object: &Value) -> Result<()> {
@@ -108,12 +113,7 @@ pub(super) async fn replication_controller(describer: &Describer<'_>, w: &mut Te
     head(w, object);
     line!(w, 0, "Selector:\t{chosen}");
     labels_and_annotations(w, object);
-    let (have, want) = (int(&object["status"]["replicas"]), int(&object["spec"]["replicas"]));
-    line!(w, 0, "Replicas:\t{have} current / {want} desired");
-    line!(w, 0, "Pods Status:\t{}", describer.pod_statuses(object, &chosen).await?);
-    containers::template(w, &object["spec"]["template"]);
-    conditions(w, object);
-    Ok(())
+    replicas(describer, w, object, &chosen).await
 }
 
 pub(super) async fn stateful_set(describer: &Describer<'_>, w: &mut Text, object: &Value) -> Result<()> {

@@ -138,36 +138,34 @@ fn quoted(text: &str) -> Option<String> {
     Some(out)
 }
 
-fn closing_brace(text: &str) -> Option<usize> {
-    let mut quote = None;
-    let mut escaped = false;
-    for (i, c) in text.char_indices() {
-        match (quote, c) {
+/// The characters that are in no quotes and not escaped, with where they are.
+fn unquoted(text: &str) -> impl Iterator<Item = (usize, char)> {
+    let (mut quote, mut escaped) = (None, false);
+    text.char_indices().filter(move |(_, c)| {
+        match (quote, *c) {
             _ if escaped => escaped = false,
             (_, '\\') => escaped = true,
             (Some(open), c) if c == open => quote = None,
             (Some(_), _) => {}
-            (None, '"' | '\'') => quote = Some(c),
-            (None, '}') => return Some(i),
-            (None, _) => {}
+            (None, c @ ('"' | '\'')) => quote = Some(c),
+            (None, _) => return true,
         }
-    }
-    None
+        false
+    })
+}
+
+fn closing_brace(text: &str) -> Option<usize> {
+    unquoted(text).find(|(_, c)| *c == '}').map(|(i, _)| i)
 }
 
 /// Splits where the separator is in no quotes, brackets or parentheses.
 fn split_outside(text: &str, separator: char) -> Vec<&str> {
-    let (mut depth, mut quote, mut escaped, mut start, mut parts) = (0, None, false, 0, Vec::new());
-    for (i, c) in text.char_indices() {
-        match (quote, c) {
-            _ if escaped => escaped = false,
-            (_, '\\') => escaped = true,
-            (Some(open), c) if c == open => quote = None,
-            (Some(_), _) => {}
-            (None, '"' | '\'') => quote = Some(c),
-            (None, '[' | '(') => depth += 1,
-            (None, ']' | ')') => depth -= 1,
-            (None, c) if c == separator && depth == 0 => {
+    let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
+    for (i, c) in unquoted(text) {
+        match c {
+            '[' | '(' => depth += 1,
+            ']' | ')' => depth -= 1,
+            c if c == separator && depth == 0 => {
                 parts.push(&text[start..i]);
                 start = i + c.len_utf8();
             }

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     cel::mutation,
     registry::{
+        core::list,
         strategy::{Column, Strategy, int_col, name_col},
         table,
     },
@@ -49,7 +50,7 @@ fn validate(o: &Value, faults: &mut Faults) {
     for (i, variable) in spec["variables"].as_array().into_iter().flatten().enumerate() {
         expression(variable, "expression", &format!("spec.variables[{i}]"), MISSING, &variables, faults);
     }
-    let mutations = spec["mutations"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let mutations = list(&spec["mutations"]);
     if mutations.is_empty() {
         faults.required("spec.mutations", "mutations must contain at least one item");
     }

@@ -34,21 +34,13 @@ pub(crate) static STRATEGY: Strategy = Strategy {
 /// What is said of an expression that is not there.
 pub(super) const MISSING: &str = "expression is not specified";
 
-/// Removes a field that indexing for writing left behind.
-pub(super) fn drop_null(object: &mut Value, field: &str) {
-    if let Some(map) = object.as_object_mut()
-        && map.get(field).is_some_and(Value::is_null)
-    {
-        map.shift_remove(field);
-    }
-}
-
 /// Fills in what a policy of either kind leaves out.
 pub(super) fn default_policy(o: &mut Value) {
     let spec = object_mut(o, "spec");
     default_field(spec, "failurePolicy", "Fail");
-    match_defaults(&mut spec["matchConstraints"]);
-    drop_null(spec, "matchConstraints");
+    if let Some(constraints) = spec.get_mut("matchConstraints") {
+        match_defaults(constraints);
+    }
 }
 
 /// The kind of a policy's parameters as its column shows it.

@@ -6,10 +6,7 @@ use skiff_api::{
     validation::{Faults, FieldError},
 };
 
-use super::{
-    matching::{self, match_defaults},
-    validatingadmissionpolicy::drop_null,
-};
+use super::matching::{self, match_defaults};
 use crate::registry::{
     core::object_mut,
     strategy::{Strategy, col, name_col},
@@ -28,8 +25,9 @@ pub(crate) static STRATEGY: Strategy = Strategy {
 /// Fills in what a binding of either kind leaves out.
 pub(super) fn defaults(o: &mut Value) {
     let spec = object_mut(o, "spec");
-    match_defaults(&mut spec["matchResources"]);
-    drop_null(spec, "matchResources");
+    if let Some(resources) = spec.get_mut("matchResources") {
+        match_defaults(resources);
+    }
 }
 
 pub(super) fn row(o: &Value) -> Vec<Value> {

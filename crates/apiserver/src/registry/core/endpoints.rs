@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde_json::Value;
 use skiff_api::{names, validation::Faults};
 
-use super::{default_field, each};
+use super::{default_field, each, list};
 use crate::registry::{
     strategy::{Strategy, col, name_col},
     table,
@@ -30,16 +30,15 @@ pub(crate) static STRATEGY: Strategy = Strategy {
 fn validate(o: &Value, faults: &mut Faults) {
     for (i, subset) in o["subsets"].as_array().into_iter().flatten().enumerate() {
         let at = format!("subsets[{i}]");
-        let list = |field: &str| subset[field].as_array().map(Vec::as_slice).unwrap_or_default();
-        if list("addresses").is_empty() && list("notReadyAddresses").is_empty() {
+        if list(&subset["addresses"]).is_empty() && list(&subset["notReadyAddresses"]).is_empty() {
             faults.required(at.clone(), "must specify `addresses` or `notReadyAddresses`");
         }
         for field in ["addresses", "notReadyAddresses"] {
-            for (j, address) in list(field).iter().enumerate() {
+            for (j, address) in list(&subset[field]).iter().enumerate() {
                 validate_address(address, &format!("{at}.{field}[{j}]"), faults);
             }
         }
-        let ports = list("ports");
+        let ports = list(&subset["ports"]);
         for (j, port) in ports.iter().enumerate() {
             let at = format!("{at}.ports[{j}]");
             match port["name"].as_str().unwrap_or_default() {
@@ -58,9 +57,7 @@ fn validate(o: &Value, faults: &mut Faults) {
 
 fn validate_address(address: &Value, at: &str, faults: &mut Faults) {
     let ip = address["ip"].as_str().unwrap_or_default();
-    if ip.parse::<IpAddr>().is_err() {
-        faults.invalid(format!("{at}.ip"), ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
-    }
+    faults.rule(&format!("{at}.ip"), ip, names::ip_address(ip));
     if let Some(host) = address["hostname"].as_str().filter(|host| !host.is_empty()) {
         faults.rule(&format!("{at}.hostname"), host, names::dns1123_label(host));
     }

@@ -27,6 +27,11 @@ pub(crate) fn default_field(object: &mut Value, field: &str, value: impl Into<Va
     }
 }
 
+/// The entries of a list; none if it is no list.
+pub(crate) fn list(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
 /// The objects of a list, for changing; none if it is no list.
 pub(crate) fn each<'a>(object: &'a mut Value, list: &str) -> impl Iterator<Item = &'a mut Value> {
     object.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten().filter(|v| v.is_object())

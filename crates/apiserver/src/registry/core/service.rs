@@ -7,14 +7,11 @@ use skiff_api::{
 };
 
 use super::{default_field, each, object_mut};
-use crate::{
-    registry::{
-        meta,
-        networking::is_cidr,
-        strategy::{Strategy, col, name_col, wide},
-        table,
-    },
-    services::is_ip,
+use crate::registry::{
+    meta,
+    networking::is_cidr,
+    strategy::{Strategy, col, name_col, wide},
+    table,
 };
 
 /// How long a client stays with its pod, in seconds.
@@ -190,10 +187,8 @@ fn validate(o: &Value, faults: &mut Faults) {
         if spec["clusterIP"].as_str().is_some_and(|s| !s.is_empty()) {
             faults.push(FieldError::forbidden("spec.clusterIPs", "may not be set for ExternalName services"));
         }
-    } else if let Some(ip) = spec["clusterIP"].as_str().filter(|s| !s.is_empty() && *s != "None")
-        && !is_ip(ip)
-    {
-        faults.invalid("spec.clusterIPs[0]", ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
+    } else if let Some(ip) = spec["clusterIP"].as_str().filter(|s| !s.is_empty() && *s != "None") {
+        faults.rule("spec.clusterIPs[0]", ip, names::ip_address(ip));
     }
     meta::labels(&spec["selector"], "spec.selector", faults);
     faults.one_of("spec.sessionAffinity", spec["sessionAffinity"].as_str().unwrap_or_default(), &["ClientIP", "None"]);
@@ -215,13 +210,7 @@ fn validate(o: &Value, faults: &mut Faults) {
     }
     for (i, ip) in spec["externalIPs"].as_array().into_iter().flatten().enumerate() {
         let ip = ip.as_str().unwrap_or_default();
-        if !is_ip(ip) {
-            faults.invalid(
-                format!("spec.externalIPs[{i}]"),
-                ip,
-                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-            );
-        }
+        faults.rule(&format!("spec.externalIPs[{i}]"), ip, names::ip_address(ip));
     }
     validate_families(spec, faults);
     validate_balancing(spec, kind, faults);

@@ -6,13 +6,10 @@ use skiff_api::{
     validation::{Fault, Faults, FieldError},
 };
 
-use crate::{
-    registry::{
-        core::{default_field, each, endpoints},
-        strategy::{Strategy, col, name_col},
-        table,
-    },
-    services::is_ip,
+use crate::registry::{
+    core::{default_field, each, endpoints, list},
+    strategy::{Strategy, col, name_col},
+    table,
 };
 
 /// How many addresses an endpoint has at most.
@@ -68,7 +65,7 @@ fn validate(o: &Value, faults: &mut Faults) {
     }
     for (i, e) in o["endpoints"].as_array().into_iter().flatten().enumerate() {
         let here = format!("endpoints[{i}].addresses");
-        let addresses = e["addresses"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let addresses = list(&e["addresses"]);
         match addresses.len() {
             0 => faults.required(here.clone(), "must contain at least 1 address"),
             n if n > MOST_ADDRESSES => {
@@ -107,8 +104,9 @@ fn validate(o: &Value, faults: &mut Faults) {
 
 /// An address of the slice's family that is a pod's or another machine's.
 fn validate_address(address: &str, family: &str, at: &str, faults: &mut Faults) {
-    if !is_ip(address) {
-        faults.invalid(at, address, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
+    let wrong = names::ip_address(address);
+    if !wrong.is_empty() {
+        faults.rule(at, address, wrong);
         return;
     }
     if address.contains(':') != (family == "IPv6") {

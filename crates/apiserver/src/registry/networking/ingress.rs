@@ -7,6 +7,7 @@ use skiff_api::{
 };
 
 use crate::registry::{
+    core::list,
     strategy::{Strategy, col, name_col},
     table,
 };
@@ -57,10 +58,6 @@ pub(crate) static STRATEGY: Strategy = Strategy {
     },
     ..Strategy::DEFAULT
 };
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map(Vec::as_slice).unwrap_or_default()
-}
 
 fn validate(o: &Value, faults: &mut Faults) {
     let spec = &o["spec"];

@@ -8,7 +8,7 @@ use skiff_api::{
 
 use super::{Cidr, parse_cidr};
 use crate::registry::{
-    core::{default_field, each},
+    core::{default_field, each, list},
     meta,
     strategy::{Strategy, col, name_col},
     table,
@@ -37,10 +37,6 @@ fn defaults(o: &mut Value) {
         let egress = spec["egress"].as_array().is_some_and(|rules| !rules.is_empty());
         spec["policyTypes"] = if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) };
     }
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
 fn validate(o: &Value, faults: &mut Faults) {

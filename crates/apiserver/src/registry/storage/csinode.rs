@@ -4,7 +4,7 @@ use serde_json::Value;
 use skiff_api::validation::{Faults, FieldError};
 
 use crate::registry::{
-    core::persistentvolume::validate_csi_driver_name,
+    core::{list, persistentvolume::validate_csi_driver_name},
     strategy::{Strategy, col, int_col, name_col},
     table,
 };
@@ -24,7 +24,7 @@ pub(crate) static STRATEGY: Strategy = Strategy {
 };
 
 fn drivers(o: &Value) -> &[Value] {
-    o["spec"]["drivers"].as_array().map(Vec::as_slice).unwrap_or_default()
+    list(&o["spec"]["drivers"])
 }
 
 fn validate(o: &Value, faults: &mut Faults) {

@@ -15,13 +15,12 @@ use skiff_api::{
 
 use self::container::Given;
 pub(crate) use self::defaults::{defaults, request_what_is_limited, template_defaults};
-use crate::registry::meta;
+use crate::registry::{core::list, meta};
 
 /// Rules of a pod's spec; `at` is its path, such as `spec` or `spec.template.spec`.
 pub(crate) fn validate(spec: &Value, at: &str, faults: &mut Faults) {
     let volumes = volumes::validate(spec, at, faults);
-    let containers = spec["containers"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if containers.is_empty() {
+    if list(&spec["containers"]).is_empty() {
         faults.required(format!("{at}.containers"), "");
     }
     let grace = spec["terminationGracePeriodSeconds"].as_i64();

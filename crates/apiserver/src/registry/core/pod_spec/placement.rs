@@ -6,7 +6,7 @@ use skiff_api::{
     validation::{Faults, FieldError},
 };
 
-use crate::registry::meta;
+use crate::registry::{core::list, meta};
 
 pub(super) fn validate_tolerations(spec: &Value, at: &str, faults: &mut Faults) {
     for (i, t) in spec["tolerations"].as_array().into_iter().flatten().enumerate() {
@@ -80,10 +80,6 @@ pub(super) fn validate_affinity(affinity: &Value, at: &str, faults: &mut Faults)
             validate_pod_term(&term["podAffinityTerm"], &format!("{here}.podAffinityTerm"), faults);
         }
     }
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
 fn validate_weight(term: &Value, at: &str, faults: &mut Faults) {
