@@ -21,6 +21,7 @@ mod connect;
 mod convert;
 mod custom;
 mod discovery;
+mod encryption;
 mod endpoints;
 mod eviction;
 mod gate;
@@ -49,6 +50,7 @@ mod webhook;
 pub use self::{
     aggregator::{FRONT_PROXY_NAME, FrontProxy},
     auth::{MASTERS, ServiceAccountTokens, TokenError, User},
+    encryption::{EncryptionError, default_encryption_configuration, encryption_rules},
     http::Body,
     server::{ApiServer, ComponentHealth, Config, InProcess},
     services::ServiceRange,

@@ -98,6 +98,9 @@ pub struct Settings {
     /// Of the kubelet, percent of the disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_gc_low_threshold: Option<u8>,
+    /// Of the API server: a file with an EncryptionConfiguration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption_provider_config: Option<PathBuf>,
 }
 
 /// A part of a node's daemon that can be left out, or stopped and started again while the others go on.

@@ -2,12 +2,12 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, api::PostParams};
@@ -16,7 +16,7 @@ use skiff_apiserver::{ApiServer, ComponentHealth, Config, ServiceAccountTokens, 
 use skiff_client::Informers;
 use skiff_cluster::node_config::{Component, Settings};
 use skiff_pki::Kubeconfig;
-use skiff_store::{Embedded, Store};
+use skiff_store::{Embedded, Encrypted, Rule, Store};
 
 use crate::{
     certificates::{Certificates, choose_provider},
@@ -71,8 +71,15 @@ pub(crate) async fn start(options: Options) -> Result<ControlPlane> {
     let store_dir = options.data_dir.join("db");
     std::fs::create_dir_all(&store_dir).with_context(|| format!("cannot make {}", store_dir.display()))?;
     let embedded = Arc::new(Embedded::open(store_dir.join("state.redb"), &skiff_store::Options::default())?);
-    let store: Arc<dyn Store> = embedded.clone();
-    tokio::spawn(skiff_store::compact_periodically(store.clone(), skiff_store::DEFAULT_COMPACTION_PERIOD));
+    tokio::spawn(skiff_store::compact_periodically(embedded.clone(), skiff_store::DEFAULT_COMPACTION_PERIOD));
+    let encryption = options.settings.encryption_provider_config.as_deref();
+    let encrypted = Encrypted::new(embedded.clone(), encryption_rules(&options.data_dir.join("pki"), encryption)?);
+    // Before anything is served: what cannot be read is said here, and not by a cache that never fills.
+    let anew = encrypted.encrypt_anew().await.context("the keys for encryption at rest do not fit the store")?;
+    if anew > 0 {
+        tracing::info!(objects = anew, "encrypted anew, with the first key of their resources");
+    }
+    let store: Arc<dyn Store> = Arc::new(encrypted);
 
     let (private, public) = &certificates.token_key;
     let server = ApiServer::start(Config {
@@ -115,6 +122,22 @@ pub(crate) async fn start(options: Options) -> Result<ControlPlane> {
         certificates,
         data_dir: options.data_dir,
     })
+}
+
+/// How objects are encrypted at rest: as a file of the user's says, or else with a key that is made at the first start.
+fn encryption_rules(pki: &Path, given: Option<&Path>) -> Result<Vec<Rule>> {
+    let path = given.map_or_else(|| pki.join("encryption.yaml"), Path::to_owned);
+    let text = match skiff_pki::read(&path)? {
+        Some(text) => text,
+        None if given.is_some() => bail!("the encryption configuration {} is not there", path.display()),
+        None => {
+            let text = skiff_apiserver::default_encryption_configuration();
+            skiff_pki::write_private(&path, &text)?;
+            text
+        }
+    };
+    skiff_apiserver::encryption_rules(&text)
+        .with_context(|| format!("the encryption configuration {} cannot be used", path.display()))
 }
 
 /// What `kubectl get componentstatuses` says. Upstream asks the components' own ports, and says so when nobody is there.

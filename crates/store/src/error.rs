@@ -32,6 +32,8 @@ pub enum Code {
     Locked,
     /// The file is damaged; the store refuses to serve it.
     Corrupt,
+    /// A value is encrypted with a key that is not there.
+    Undecryptable,
 }
 
 /// A failed operation. A failed compare is not an error: see
@@ -139,6 +141,16 @@ pub enum Error {
         /// The damaged record's revision, if known.
         revision: Option<Revision>,
     },
+    /// See [`Code::Undecryptable`].
+    #[error("the value of {key:?} cannot be decrypted: {what}")]
+    Undecryptable {
+        /// What does not fit.
+        what: String,
+        /// The value's key in the store.
+        key: String,
+        /// The revision that wrote it.
+        revision: Revision,
+    },
 }
 
 impl Error {
@@ -156,6 +168,7 @@ impl Error {
             Error::Unavailable { .. } => Code::Unavailable,
             Error::Locked { .. } => Code::Locked,
             Error::Corrupt { .. } => Code::Corrupt,
+            Error::Undecryptable { .. } => Code::Undecryptable,
         }
     }
 
@@ -165,7 +178,7 @@ impl Error {
             Error::InvalidArgument { key, .. } | Error::TooLarge { key, .. } | Error::Corrupt { key, .. } => {
                 key.as_deref()
             }
-            Error::SlowWatcher { prefix, .. } => Some(prefix),
+            Error::SlowWatcher { prefix: key, .. } | Error::Undecryptable { key, .. } => Some(key),
             _ => None,
         }
     }
@@ -178,6 +191,7 @@ impl Error {
             Error::FutureRevision { current, .. } => Some(*current),
             Error::SlowWatcher { last, .. } => Some(*last),
             Error::Corrupt { revision, .. } => *revision,
+            Error::Undecryptable { revision, .. } => Some(*revision),
             _ => None,
         }
     }

@@ -8,6 +8,7 @@
 
 mod compaction;
 pub mod embedded;
+mod encrypted;
 mod error;
 mod kv;
 mod store;
@@ -21,6 +22,7 @@ pub mod memory;
 
 pub use compaction::{DEFAULT_COMPACTION_PERIOD, compact_periodically};
 pub use embedded::{Embedded, Options};
+pub use encrypted::{Encrypted, KeyError, Provider, Rule};
 pub use error::{Code, Error, Result};
 pub use kv::{Event, EventKind, GetResponse, KeyValue, Lease, LeaseId, RangeResponse, Revision};
 pub use store::{Store, prefix_end};

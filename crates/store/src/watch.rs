@@ -36,6 +36,8 @@ pub struct Watch {
     live: mpsc::UnboundedReceiver<Batch>,
     shared: Arc<Shared>,
     last: Revision,
+    /// What is done with a batch before it is given out.
+    map: Option<Box<dyn Fn(Batch) -> Result<Batch> + Send + Sync>>,
 }
 
 /// What both sides of a watch know.
@@ -67,7 +69,13 @@ impl Watch {
         });
         let sender = WatchSender { prefix: prefix.to_owned(), queue, shared: shared.clone() };
         let last = if history.is_some() { Revision::ZERO } else { start };
-        (sender, Watch { prefix: prefix.to_owned(), history, live, shared, last })
+        (sender, Watch { prefix: prefix.to_owned(), history, live, shared, last, map: None })
+    }
+
+    /// This watch with its batches changed by `map`, whose error ends it.
+    pub(crate) fn map(mut self, map: impl Fn(Batch) -> Result<Batch> + Send + Sync + 'static) -> Watch {
+        self.map = Some(Box::new(map));
+        self
     }
 
     /// A watch that only reports `error`.
@@ -80,21 +88,26 @@ impl Watch {
     ///
     /// Cancel safe: a batch is not lost when the future is dropped.
     ///
-    /// Errors: `Compacted`, `SlowWatcher`, and those of reading the log.
+    /// Errors: `Compacted`, `SlowWatcher`, `Undecryptable`, and those of reading the log.
     pub async fn recv(&mut self) -> Result<Option<Batch>> {
+        let batch = self.next().await?;
+        match (batch, &self.map) {
+            (Some(batch), Some(map)) => match map(batch) {
+                Ok(batch) => Ok(Some(batch)),
+                Err(error) => Err(self.fail(error)),
+            },
+            (batch, _) => Ok(batch),
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Batch>> {
         if let Some(history) = &mut self.history {
             match history.next().await {
                 Some(Ok(batch)) => {
                     self.last = self.last.max(batch.revision);
                     return Ok(Some(batch));
                 }
-                Some(Err(error)) => {
-                    self.live.close();
-                    while self.live.try_recv().is_ok() {}
-                    *self.shared.ended.lock() = Some(error.clone());
-                    self.history = None;
-                    return Err(error);
-                }
+                Some(Err(error)) => return Err(self.fail(error)),
                 None => self.history = None,
             }
         }
@@ -113,6 +126,15 @@ impl Watch {
                 None => Ok(None),
             },
         }
+    }
+
+    /// Ends the watch: nothing that waits is given out any more.
+    fn fail(&mut self, error: Error) -> Error {
+        self.live.close();
+        while self.live.try_recv().is_ok() {}
+        *self.shared.ended.lock() = Some(error.clone());
+        self.history = None;
+        error
     }
 
     /// The revision of the last batch queued to this watcher. Cheap.

@@ -1,15 +1,16 @@
 //! The store through etcd's own tool, and a cluster that is lost and restored.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command, time::Duration};
 
-use skiff_e2e::{Cluster, Output, command, eventually, host, kubectl::Background};
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use skiff_e2e::{Cluster, Output, command, eventually, host, kubectl::Background, wait::check};
 
 use crate::{
     tests,
     workloads::{PATIENCE, ready, sleeper},
 };
 
-tests![etcdctl_reads_watches_and_backs_up, a_damaged_store_is_restored];
+tests![etcdctl_reads_watches_and_backs_up, secrets_are_encrypted_at_rest, a_damaged_store_is_restored];
 
 /// Debian's etcdctl with a cluster's certificates.
 struct Etcdctl {
@@ -100,6 +101,65 @@ fn etcdctl_reads_watches_and_backs_up() {
         "--prefix",
     ]);
     command::run(&mut stranger, "").fails();
+    let left = cluster.delete();
+    assert!(left.is_empty(), "{left:#?}");
+}
+
+fn secrets_are_encrypted_at_rest() {
+    const PASSWORD: &str = "correct-horse-battery-staple";
+    let cluster = Cluster::create("sealed", &[]);
+    let home = &cluster.home;
+    let kubectl = cluster.kubectl().within("default");
+    let etcdctl = Etcdctl::of(&cluster, 23793);
+    eventually(PATIENCE, || etcdctl.run(&["endpoint", "health"]).result());
+    kubectl.run(&["create", "secret", "generic", "db", &format!("--from-literal=password={PASSWORD}")]).ok();
+    kubectl.run(&["create", "configmap", "db", "--from-literal=host=db.example.com"]).ok();
+    let stored =
+        |kind: &str| etcdctl.run(&["get", &format!("/registry/{kind}/default/db"), "--print-value-only"]).result();
+    let password = || {
+        let read = kubectl.path(&["secret", "db"], "{.data.password}")?;
+        check(read == BASE64.encode(PASSWORD), || read)
+    };
+    let written_with = |key: &str| {
+        let value = stored("secrets")?;
+        check(value.starts_with(&format!("k8s:enc:aesgcm:v1:{key}:")), || {
+            format!("{key} is not at the front of {value:?}")
+        })
+    };
+    written_with("key1").unwrap();
+    assert!(stored("configmaps").unwrap().contains("db.example.com"));
+    password().unwrap();
+    let state = cluster.node_file("sealed-control-plane", "var/lib/skiff/db/state.redb");
+    let content = fs::read(&state).unwrap();
+    for readable in [PASSWORD.to_owned(), BASE64.encode(PASSWORD)] {
+        assert!(!content.windows(readable.len()).any(|part| part == readable.as_bytes()), "{readable} is in the file");
+    }
+
+    // A second key: what the first one wrote is written anew.
+    let keys = cluster.node_file("sealed-control-plane", "var/lib/skiff/pki/encryption.yaml");
+    assert_eq!(fs::metadata(&keys).unwrap().permissions().mode() & 0o777, 0o600);
+    let first = fs::read_to_string(&keys).unwrap();
+    let secret = BASE64.encode([2; 32]);
+    let restart = |configuration: &str| {
+        home.skiff(&["cluster", "stop", "sealed"]).ok();
+        fs::write(&keys, configuration).unwrap();
+        home.skiff(&["cluster", "start", "sealed"])
+    };
+    restart(&first.replace("keys: [", &format!("keys: [{{name: key2, secret: {secret}}}, "))).ok();
+    eventually(PATIENCE, password);
+    // A port that was added is there until the cluster stops.
+    home.skiff(&["cluster", "ports", "sealed", "--add", "23793:2379"]).ok();
+    eventually(PATIENCE, || written_with("key2"));
+
+    // Without it nothing is served, and the reason is said.
+    restart(&first).fails_with("encrypted with a key that the configuration does not have");
+    restart(
+        &first
+            .replace("name: key1", "name: gone")
+            .replace("keys: [", &format!("keys: [{{name: key2, secret: {secret}}}, ")),
+    )
+    .ok();
+    eventually(PATIENCE, password);
     let left = cluster.delete();
     assert!(left.is_empty(), "{left:#?}");
 }

@@ -61,6 +61,10 @@ pub(crate) struct Args {
     /// Components that are not to run here: scheduler,controller-manager,kubelet,proxy,dns
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     disable: Vec<Component>,
+    /// Which objects are encrypted at rest, with which keys; an EncryptionConfiguration [default: Secrets, with a key
+    /// made at the first start, pki/encryption.yaml of the data directory]
+    #[arg(long, value_name = "FILE")]
+    encryption_provider_config: Option<PathBuf>,
     #[command(flatten)]
     settings: SettingArgs,
 }
@@ -79,7 +83,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
 
 /// A control plane on a machine, with a node if the flags say so.
 async fn on_machine(args: Args) -> Result<()> {
-    let settings = Settings { disable: args.disable, ..args.settings.into_settings()? };
+    let settings = Settings {
+        disable: args.disable,
+        encryption_provider_config: args.encryption_provider_config,
+        ..args.settings.into_settings()?
+    };
     if settings.disable.contains(&Component::Apiserver) {
         bail!("the API server is what `skiff server` is; it cannot be left out (--disable)");
     }

@@ -43,6 +43,7 @@ impl SettingArgs {
             eviction_pressure_transition_period_s: self.eviction_pressure_transition_period.map(|d| d.as_secs()),
             image_gc_high_threshold: self.image_gc_high_threshold,
             image_gc_low_threshold: self.image_gc_low_threshold,
+            encryption_provider_config: None,
         })
     }
 }
