@@ -10,8 +10,39 @@ use std::{
 };
 
 use nix::mount::{MsFlags, mount};
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, Home, Result};
+
+/// What a node may take of the machine. Nothing said: all of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// Thousandths of a processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u32>,
+    /// Of memory, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+}
+
+/// The kernel counts processor time in periods of this many microseconds.
+const CPU_PERIOD_US: u32 = 100_000;
+
+impl Limits {
+    /// The controller, its file on v2 and on v1, and what is written to it.
+    fn files(&self) -> Vec<(&'static str, [(&'static str, String); 2])> {
+        let quota = |millis: u32| u64::from(millis) * u64::from(CPU_PERIOD_US) / 1000;
+        let cpu = self.cpu_millis.map(|millis| {
+            let quota = quota(millis);
+            ("cpu", [("cpu.max", format!("{quota} {CPU_PERIOD_US}")), ("cpu.cfs_quota_us", quota.to_string())])
+        });
+        let memory = self
+            .memory_bytes
+            .map(|bytes| ("memory", [("memory.max", bytes.to_string()), ("memory.limit_in_bytes", bytes.to_string())]));
+        cpu.into_iter().chain(memory).collect()
+    }
+}
 
 /// One mounted hierarchy of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,6 +128,25 @@ pub(crate) fn create_and_join(hierarchies: &[Hierarchy], cgroup: &Path) -> Resul
         }
         let procs = directory.join("cgroup.procs");
         fs::write(&procs, "0").map_err(Error::io(format!("join the cgroup {}", directory.display())))?;
+    }
+    Ok(())
+}
+
+/// Limits a node's cgroup.
+///
+/// Errors: a controller that no hierarchy has.
+pub(crate) fn limit(hierarchies: &[Hierarchy], cgroup: &Path, limits: &Limits) -> Result<()> {
+    for (controller, [v2, v1]) in limits.files() {
+        let has = |hierarchy: &&Hierarchy| match hierarchy.v2 {
+            true => hierarchy.path.join(cgroup).join(v2.0).exists(),
+            false => hierarchy.options.split(',').any(|option| option == controller),
+        };
+        let action = format!("limit {controller} of the node");
+        let missing =
+            || Error::io(&action)(io::Error::other(format!("this machine has no cgroup controller {controller}")));
+        let hierarchy = hierarchies.iter().find(has).ok_or_else(missing)?;
+        let (file, value) = if hierarchy.v2 { v2 } else { v1 };
+        fs::write(hierarchy.path.join(cgroup).join(file), value).map_err(Error::io(&action))?;
     }
     Ok(())
 }

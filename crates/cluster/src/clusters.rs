@@ -12,7 +12,7 @@ use std::{
     io,
     path::Path,
     process::{Command, ExitStatus},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -31,6 +31,8 @@ use crate::{
 
 /// The port of the API server on the node's own address.
 const FABRIC_API_PORT: u16 = 6443;
+/// How long a daemon that was just started, or starts again, may take until it can be asked.
+const CONTROL_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a daemon may take until its API answers, unless said otherwise.
 const API_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -352,15 +354,27 @@ impl Clusters {
 
     /// A request to the daemon of a node.
     pub fn ask(&self, name: &str, node: &str, request: &Request) -> Result<Answer> {
-        ask(node, &self.home.inside(name, node, CONTROL_SOCKET), request, &mut io::empty())
+        node::running(&self.home, name, node).ok_or(Error::NotRunning { name: name.to_owned() })?;
+        ask(node, &self.home.inside(name, node, CONTROL_SOCKET), request, &mut io::empty(), CONTROL_PATIENCE)
     }
 }
 
-/// Asks a node's daemon by its control socket.
-fn ask(node: &str, socket: &Path, request: &Request, body: &mut dyn io::Read) -> Result<Answer> {
-    match control::ask(socket, request, body).map_err(Error::io(format!("talk to node {node}")))? {
-        Answer::Error(message) => Err(Error::Daemon { node: node.to_owned(), message }),
-        answer => Ok(answer),
+/// Asks a node's daemon by its control socket, which is there a moment after the API answers.
+fn ask(node: &str, socket: &Path, request: &Request, body: &mut dyn io::Read, patience: Duration) -> Result<Answer> {
+    let deadline = Instant::now() + patience;
+    loop {
+        // Nothing of the body is read before somebody listens.
+        match control::ask(socket, request, body) {
+            Ok(Answer::Error(message)) => return Err(Error::Daemon { node: node.to_owned(), message }),
+            Ok(answer) => return Ok(answer),
+            Err(error)
+                if Instant::now() < deadline
+                    && matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(error) => return Err(Error::io(format!("talk to node {node}"))(error)),
+        }
     }
 }
 

@@ -61,6 +61,7 @@ pub(crate) struct InitSpec {
     pub(crate) arguments: Vec<String>,
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) cgroup: PathBuf,
+    pub(crate) limits: cgroup::Limits,
     pub(crate) mounts: Vec<ExtraMount>,
     pub(crate) resolv_conf: String,
     pub(crate) hosts: String,
@@ -103,6 +104,7 @@ fn first_stage(file: &Path, report: &mut File) -> Result<(), StepError> {
         .map_err(step("read what the node is to be"))?;
     let hierarchies = cgroup::hierarchies().map_err(with_source)?;
     cgroup::create_and_join(&hierarchies, &spec.cgroup).map_err(with_source)?;
+    cgroup::limit(&hierarchies, &spec.cgroup, &spec.limits).map_err(with_source)?;
     // SAFETY: the launcher hands over this descriptor, and nothing else here uses its number.
     let network = unsafe { OwnedFd::from_raw_fd(NODE_NETNS_FD) };
     setns(&network, CloneFlags::CLONE_NEWNET).map_err(|e| ("enter the node's network".to_owned(), e.into()))?;

@@ -34,6 +34,7 @@ pub mod progress;
 pub mod record;
 pub mod spec;
 
+pub use cgroup::Limits;
 pub use clusters::{Clusters, CreateOptions, load_into_this_machine};
 pub use error::{Error, Result};
 pub use home::Home;

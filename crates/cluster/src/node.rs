@@ -103,6 +103,7 @@ pub(crate) fn start(
         arguments: vec![mode.to_owned(), "--node-config".to_owned(), NODE_CONFIG.to_owned()],
         environment: environment(),
         cgroup,
+        limits: cluster.limits,
         mounts: node.mounts.clone(),
         resolv_conf: filesystem::node_resolv_conf(cluster.isolated),
         hosts,

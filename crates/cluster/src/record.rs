@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use skiff_network::Subnet;
 
 use crate::{
-    Error, Home, Result,
+    Error, Home, Limits, Result,
     home::write_atomically,
     node_config::{PortMapping, Role, Settings},
     spec::ExtraMount,
@@ -36,6 +36,9 @@ pub struct ClusterRecord {
     pub nodes: Vec<NodeRecord>,
     #[serde(default)]
     pub settings: Settings,
+    /// Of each node.
+    #[serde(default)]
+    pub limits: Limits,
 }
 
 /// A node as it was created.

@@ -14,7 +14,7 @@ use skiff_network::hostport::Protocol;
 
 use super::{ClusterStatus, Clusters, ready};
 use crate::{
-    Error, Result, fabric,
+    Error, Limits, Result, fabric,
     host_ports::{HostNet, HostPortError},
     interrupt::Interrupts,
     kubeconfig,
@@ -43,6 +43,8 @@ pub struct CreateOptions {
     pub kubeconfig: Option<PathBuf>,
     /// What differs from the components' defaults.
     pub settings: Settings,
+    /// What each node may take of the machine.
+    pub limits: Limits,
 }
 
 impl CreateOptions {
@@ -55,6 +57,7 @@ impl CreateOptions {
             context_prefix: "skiff".to_owned(),
             kubeconfig: None,
             settings: Settings::default(),
+            limits: Limits::default(),
         }
     }
 }
@@ -193,6 +196,7 @@ impl Clusters {
             bootstrap_token: bootstrap_token()?,
             nodes,
             settings: options.settings.clone(),
+            limits: options.limits,
         };
         Ok((record, reservation))
     }

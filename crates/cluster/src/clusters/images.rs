@@ -1,6 +1,6 @@
-use std::{fs::File, path::Path};
+use std::{fs::File, path::Path, time::Duration};
 
-use super::{Clusters, ask, unexpected};
+use super::{CONTROL_PATIENCE, Clusters, ask, unexpected};
 use crate::{
     Error, Result,
     control::{Answer, Request},
@@ -36,21 +36,24 @@ impl Clusters {
         }
         let targets = if nodes.is_empty() { &status.running } else { nodes };
         let socket = |node: &str| self.home.inside(name, node, CONTROL_SOCKET);
-        targets.iter().map(|node| load(node, &socket(node), archive, &mut |sent| advance(node, sent))).collect()
+        targets
+            .iter()
+            .map(|node| load(node, &socket(node), CONTROL_PATIENCE, archive, &mut |sent| advance(node, sent)))
+            .collect()
     }
 }
 
 /// Loads an image archive into the node that runs on this machine itself, by `skiff server` or `skiff agent`.
 pub fn load_into_this_machine(archive: &Path, advance: &mut dyn FnMut(u64)) -> Result<Loaded> {
-    load("this machine", Path::new(CONTROL_SOCKET), archive, advance)
+    load("this machine", Path::new(CONTROL_SOCKET), Duration::ZERO, archive, advance)
 }
 
-fn load(node: &str, socket: &Path, archive: &Path, advance: &mut dyn FnMut(u64)) -> Result<Loaded> {
+fn load(node: &str, socket: &Path, patience: Duration, archive: &Path, advance: &mut dyn FnMut(u64)) -> Result<Loaded> {
     let action = || Error::io(format!("read {}", archive.display()));
     let file = File::open(archive).map_err(action())?;
     let bytes = file.metadata().map_err(action())?.len();
     let mut body = Counted { file, sent: 0, advance };
-    match ask(node, socket, &Request::LoadImages { bytes }, &mut body)? {
+    match ask(node, socket, &Request::LoadImages { bytes }, &mut body, patience)? {
         Answer::Images(images) => Ok(Loaded { node: node.to_owned(), images }),
         other => Err(unexpected(node, &other)),
     }

@@ -7,7 +7,7 @@ use skiff_e2e::{Cluster, Home, Kubectl, command, eventually, leftovers, wait::ch
 
 use crate::{tests, workloads::PATIENCE};
 
-tests![a_lost_node_loses_its_pods_and_comes_back, a_full_disk_evicts_pods];
+tests![a_lost_node_loses_its_pods_and_comes_back, a_full_disk_evicts_pods, short_memory_evicts_pods];
 
 /// For what happens some seconds after something else.
 const SLOW: Duration = Duration::from_secs(90);
@@ -198,4 +198,52 @@ fn a_full_disk_evicts_pods() {
     let left = cluster.delete();
     assert!(left.is_empty(), "{left:#?}");
     drop(disk);
+}
+
+fn short_memory_evicts_pods() {
+    // A machine of one processor and 1 GiB, short of memory below half of it.
+    let limits = ["--cpus", "1", "--memory", "1Gi"];
+    let hard = ["--eviction-hard", "memory.available<512Mi", "--eviction-pressure-transition-period", "10s"];
+    let cluster = Cluster::create("small", &[&limits[..], &hard].concat());
+    cluster.load(&["busybox"]);
+    let (kubectl, node) = (cluster.kubectl().within("default"), "small-control-plane");
+    assert_eq!(kubectl.path(&["node", node], "{.status.capacity.cpu}").unwrap(), "1");
+    assert_eq!(kubectl.path(&["node", node], "{.status.capacity.memory}").unwrap(), "1Gi");
+    let pod = |name: &str, script: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{"name": "c", "image": "busybox:1.36", "imagePullPolicy": "IfNotPresent",
+                "command": ["sh", "-c", script]}]}})
+        .to_string()
+    };
+    kubectl.apply(&pod("bystander", "sleep 1000000"));
+    kubectl.run(&["wait", "--for=condition=Ready", "pod/bystander", "--timeout=60s"]).ok();
+    assert_eq!(condition(&kubectl, node, "MemoryPressure").unwrap(), "False");
+    // It holds its buffer, because nobody reads what it writes.
+    kubectl.apply(&pod("hog", "dd if=/dev/zero bs=600M count=2 | sleep 1000000"));
+    eventually(SLOW, || {
+        let status = kubectl.path(&["pod", "hog"], "{.status.phase} {.status.reason}: {.status.message}")?;
+        let told = "Failed Evicted: The node was low on resource: memory. Threshold quantity: 512Mi, available: ";
+        let who = ", request is 0, has larger consumption of memory. ";
+        check(status.starts_with(told) && status.ends_with(who) && status.contains("Container c was using 6"), || {
+            status
+        })
+    });
+    has_event(&kubectl, "hog", "Evicted").unwrap();
+    has_event(&kubectl, node, "EvictionThresholdMet").unwrap();
+    eventually(PATIENCE, || has_event(&kubectl, node, "NodeHasInsufficientMemory"));
+    // While it lasts, pods that promise nothing are kept away; then it is over, and who did not use it was left alone.
+    eventually(SLOW, || has_event(&kubectl, node, "NodeHasSufficientMemory"));
+    eventually(PATIENCE, || {
+        let taints = kubectl.path(&["node", node], "{.spec.taints}")?;
+        check(!taints.contains("memory-pressure"), || taints)
+    });
+    assert_eq!(condition(&kubectl, node, "MemoryPressure").unwrap(), "False");
+    kubectl.run(&["get", "pod", "bystander"]).prints(&["1/1     Running   0"]);
+    kubectl.apply(&pod("later", "sleep 1000000"));
+    kubectl.run(&["wait", "--for=condition=Ready", "pod/later", "--timeout=60s"]).ok();
+    let refused = cluster.home.skiff(&["cluster", "create", "huge", "--isolated", "--cpus", "1000"]);
+    refused.fails_with("more than this machine has");
+    let left = cluster.delete();
+    assert!(left.is_empty(), "{left:#?}");
 }

@@ -22,7 +22,7 @@ use skiff_cluster::{
     spec::ClusterSpec,
 };
 
-use super::{settings::SettingArgs, table};
+use super::{limits::LimitArgs, settings::SettingArgs, table};
 
 const DEFAULT_NAME: &str = "skiff";
 
@@ -69,6 +69,8 @@ pub(crate) struct Create {
     /// The kubeconfig to merge the context into [default: as kubectl finds it]
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    limits: LimitArgs,
     #[command(flatten)]
     settings: SettingArgs,
 }
@@ -198,6 +200,7 @@ impl Create {
             wait: (!self.wait.is_zero()).then_some(self.wait),
             kubeconfig: self.kubeconfig,
             settings: self.settings.into_settings()?,
+            limits: self.limits.into_limits()?,
             ..CreateOptions::new(spec)
         })
     }

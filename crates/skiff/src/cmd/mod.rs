@@ -8,6 +8,7 @@ pub(crate) mod hello;
 pub(crate) mod image;
 pub(crate) mod ingress;
 pub(crate) mod kind;
+mod limits;
 pub(crate) mod server;
 pub(crate) mod settings;
 pub(crate) mod snapshot;
