@@ -4,6 +4,7 @@ pub mod apply;
 pub mod cron;
 pub mod csi;
 pub mod decode;
+pub mod docker_config;
 pub mod fields;
 pub mod kinds;
 pub mod names;

@@ -112,6 +112,16 @@ pub enum Error {
         /// What went wrong, with its causes.
         message: String,
     },
+    /// The registry could not be reached, or did not take the image.
+    #[error("cannot push {reference:?}: cannot {step}: {message}")]
+    Push {
+        /// The reference, normalised.
+        reference: String,
+        /// What was attempted, as a verb with its object.
+        step: String,
+        /// What went wrong, with its causes.
+        message: String,
+    },
 }
 
 impl Error {

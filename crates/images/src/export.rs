@@ -109,7 +109,7 @@ impl Drop for Scratch {
 }
 
 /// Writes a directory in overlayfs' form as a layer's archive.
-fn write_layer(root: &Path, to: File) -> io::Result<()> {
+pub(crate) fn write_layer(root: &Path, to: File) -> io::Result<()> {
     let mut layer = Layer { archive: tar::Builder::new(io::BufWriter::new(to)), links: HashMap::new() };
     layer.directory(root, Path::new(""))?;
     layer.archive.into_inner()?.flush()

@@ -14,6 +14,7 @@ mod export;
 mod layer;
 mod manifest;
 mod pull;
+mod push;
 mod reference;
 mod store;
 mod tree;

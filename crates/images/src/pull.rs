@@ -79,11 +79,11 @@ pub struct PullProgress {
 
 type Report<'a> = &'a (dyn Fn(PullProgress) + Send + Sync);
 
-/// One place an image may come from.
-struct Source {
-    client: oci_client::Client,
-    reference: oci_client::Reference,
-    auth: RegistryAuth,
+/// One place an image may come from, or go to.
+pub(crate) struct Source {
+    pub(crate) client: oci_client::Client,
+    pub(crate) reference: oci_client::Reference,
+    pub(crate) auth: RegistryAuth,
 }
 
 impl ImageStore {
@@ -367,7 +367,9 @@ impl Drop for Spooled {
 }
 
 /// Blocking work off the asynchronous threads.
-async fn run<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+pub(crate) async fn run<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
     match spawn_blocking(work).await {
         Ok(result) => result,
         Err(e) => Err(Error::io("unpack")(std::io::Error::other(e))),
@@ -395,9 +397,14 @@ fn endpoints(reference: &Reference, options: &PullOptions) -> Vec<(String, bool)
         endpoints.push((host.trim_end_matches('/').to_owned(), plain));
     }
     let origin = reference.domain().to_owned();
-    let plain = is_loopback(&origin) || options.plain_http.contains(&origin);
+    let plain = is_plain(&origin, options);
     endpoints.push((origin, plain));
     endpoints
+}
+
+/// Whether a registry is spoken to without TLS.
+pub(crate) fn is_plain(registry: &str, options: &PullOptions) -> bool {
+    is_loopback(registry) || options.plain_http.iter().any(|plain| plain == registry)
 }
 
 fn is_loopback(host_and_port: &str) -> bool {
@@ -408,7 +415,7 @@ fn is_loopback(host_and_port: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-async fn source(reference: &Reference, endpoint: &str, plain: bool, auth: Auth) -> Result<Source, Error> {
+pub(crate) async fn source(reference: &Reference, endpoint: &str, plain: bool, auth: Auth) -> Result<Source, Error> {
     let config = ClientConfig {
         protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
         read_timeout: Some(READ_TIMEOUT),
@@ -480,7 +487,7 @@ fn broken(reference: &Reference, step: String, error: &std::io::Error) -> Error 
 }
 
 /// An error with its causes: the text goes into an event, where only one line is seen.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

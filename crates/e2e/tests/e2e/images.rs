@@ -1,15 +1,15 @@
 //! Images built on the user's machine and run in a cluster.
 
-use std::fs;
+use std::{fs, process::Command};
 
-use skiff_e2e::{Cluster, Home, eventually, host};
+use skiff_e2e::{Cluster, Home, cluster::curl, eventually, host, kubectl::Background};
 
 use crate::{
     tests,
     workloads::{PATIENCE, ready},
 };
 
-tests![images_are_built_and_run, a_build_that_fails_leaves_nothing];
+tests![images_are_built_and_run, images_go_to_a_registry_and_come_back, a_build_that_fails_leaves_nothing];
 
 /// The guide's Dockerfile, whose RUN has no index of packages to ask here.
 const DOCKERFILE: &str = r#"FROM busybox AS pages
@@ -86,6 +86,57 @@ fn images_are_built_and_run() {
     home.skiff(&["image", "remove", "fastapi-demo"]).fails_with("not found");
     let left = cluster.delete();
     assert!(left.is_empty(), "{left:#?}");
+}
+
+fn images_go_to_a_registry_and_come_back() {
+    // Debian's registry, which lets one user write.
+    const REGISTRY: &str = "127.0.0.1:15000";
+    let home = Home::new();
+    import(&home, &["busybox"]);
+    let config = format!(
+        "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
+         http: {{addr: '{REGISTRY}'}}\nauth: {{htpasswd: {{realm: test, path: {}}}}}\n",
+        home.dir.join("registry").display(),
+        // Of "secret".
+        home.file("htpasswd", "me:$2a$05$RnHzYqPeTA0tq/9s/TbYKu/CeslmOmjxIcU7g1PMwMqaNECopwePS\n"),
+    );
+    let mut registry = Command::new(host::prepared("tools/docker-registry"));
+    registry.args(["serve", &home.file("registry.yaml", &config)]);
+    let _registry = Background::start(&mut registry);
+    let catalog = format!("http://{REGISTRY}/v2/_catalog");
+    eventually(PATIENCE, || curl(&["-u", "me:secret", &catalog]).result());
+
+    let context = home.dir.join("context");
+    fs::create_dir(&context).unwrap();
+    fs::write(context.join("Dockerfile"), "FROM busybox\nRUN echo pushed > /file\nCMD [\"cat\", \"/file\"]\n").unwrap();
+    let name = format!("{REGISTRY}/team/myapp:v1.0");
+    home.skiff(&["image", "build", "-t", &name, "context"]).ok();
+    home.skiff(&["image", "push", &name]).fails_with("the registry does not let this user write there");
+    fs::create_dir(home.dir.join(".docker")).unwrap();
+    // As `docker login` leaves it.
+    home.file(".docker/config.json", &format!(r#"{{"auths": {{"{REGISTRY}": {{"auth": "bWU6c2VjcmV0"}}}}}}"#));
+    let first = home.skiff(&["image", "push", &name]);
+    assert_eq!(first.stderr.matches(": Pushed ").count(), 3, "two layers and the configuration: {}", first.stderr);
+    let digest = first.prints(&["Pushed 127.0.0.1:15000/team/myapp:v1.0: sha256:"]);
+    let again = home.skiff(&["image", "push", &name]);
+    assert_eq!(again.stderr.matches(": Layer already exists").count(), 3, "{}", again.stderr);
+    assert_eq!(again.ok(), digest);
+    // Under another name nothing but the manifest is sent.
+    let other = format!("{REGISTRY}/team/myapp:stable");
+    home.skiff(&["image", "tag", &name, &other]).prints(&[&other]);
+    assert!(!home.skiff(&["image", "push", &other]).stderr.contains(": Pushed "));
+    home.skiff(&["image", "push", "nothing:here"]).fails_with("not found");
+
+    // Another machine.
+    let there = Home::new();
+    there.skiff(&["image", "pull", &name]).fails_with("authorization failed");
+    fs::create_dir(there.dir.join(".docker")).unwrap();
+    fs::copy(home.dir.join(".docker/config.json"), there.dir.join(".docker/config.json")).unwrap();
+    there.skiff(&["image", "pull", &name]).prints(&["Pulled 127.0.0.1:15000/team/myapp:v1.0: sha256:"]);
+    fs::create_dir(there.dir.join("context")).unwrap();
+    fs::write(there.dir.join("context/Dockerfile"), format!("FROM {name}\nRUN test \"$(cat /file)\" = pushed\n"))
+        .unwrap();
+    there.skiff(&["image", "build", "-t", "checked", "context"]).ok();
 }
 
 fn a_build_that_fails_leaves_nothing() {

@@ -1,31 +1,12 @@
 //! Credentials for registries from a pod's `imagePullSecrets`.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use base64::Engine as _;
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use serde::Deserialize;
+use skiff_api::docker_config::{Credentials, DockerConfig};
 use skiff_cri::v1::AuthConfig;
 
 use crate::{kubelet::Kubelet, pod::PodExt};
-
-#[derive(Deserialize)]
-struct DockerConfig {
-    #[serde(default)]
-    auths: BTreeMap<String, Entry>,
-}
-
-#[derive(Clone, Deserialize)]
-struct Entry {
-    #[serde(default)]
-    username: String,
-    #[serde(default)]
-    password: String,
-    #[serde(default)]
-    auth: String,
-    #[serde(default, rename = "identitytoken")]
-    identity_token: String,
-}
 
 /// The Secrets that a pod names for pulling. What is not there is left out; the pull then fails or works without.
 pub(super) async fn of_pod(kubelet: &Kubelet, pod: &Pod) -> Vec<Arc<Secret>> {
@@ -47,84 +28,33 @@ pub(super) async fn of_pod(kubelet: &Kubelet, pod: &Pod) -> Vec<Arc<Secret>> {
 
 /// Those credentials of the Secrets that are for the registry of an image, the most specific first.
 pub(super) fn matching(secrets: &[Arc<Secret>], image: &str) -> Vec<AuthConfig> {
-    let image = qualified(image);
-    let mut found: Vec<(usize, AuthConfig)> = Vec::new();
-    for secret in secrets {
-        for (registry, entry) in entries(secret) {
-            let registry = normalised(&registry);
-            if covers(&registry, &image) {
-                found.push((registry.len(), auth(&registry, entry)));
-            }
-        }
-    }
-    found.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
-    found.into_iter().map(|(_, auth)| auth).collect()
+    let mut found: Vec<Credentials> = secrets.iter().flat_map(|secret| config(secret).matching(image)).collect();
+    found.sort_by_key(|credentials| std::cmp::Reverse(credentials.registry.len()));
+    let auth = |credentials: Credentials| AuthConfig {
+        username: credentials.username,
+        password: credentials.password,
+        identity_token: credentials.identity_token,
+        server_address: credentials.registry,
+        ..AuthConfig::default()
+    };
+    found.into_iter().map(auth).collect()
 }
 
-fn entries(secret: &Secret) -> BTreeMap<String, Entry> {
+fn config(secret: &Secret) -> DockerConfig {
     let data = secret.data.as_ref();
     let get = |key: &str| data.and_then(|d| d.get(key)).map(|v| v.0.as_slice());
     let parsed = match secret.type_.as_deref() {
-        Some("kubernetes.io/dockerconfigjson") => {
-            get(".dockerconfigjson").map(|v| serde_json::from_slice::<DockerConfig>(v).map(|c| c.auths))
-        }
-        Some("kubernetes.io/dockercfg") => get(".dockercfg").map(serde_json::from_slice::<BTreeMap<String, Entry>>),
+        Some("kubernetes.io/dockerconfigjson") => get(".dockerconfigjson").map(DockerConfig::parse),
+        Some("kubernetes.io/dockercfg") => get(".dockercfg").map(DockerConfig::parse_entries),
         _ => None,
     };
-    match parsed {
-        Some(Ok(entries)) => entries,
-        Some(Err(error)) => {
+    parsed
+        .transpose()
+        .unwrap_or_else(|error| {
             tracing::warn!(secret = ?secret.metadata.name, %error, "a pull secret cannot be read");
-            BTreeMap::new()
-        }
-        None => BTreeMap::new(),
-    }
-}
-
-fn auth(registry: &str, entry: Entry) -> AuthConfig {
-    let mut config = AuthConfig {
-        username: entry.username,
-        password: entry.password,
-        identity_token: entry.identity_token,
-        server_address: registry.to_owned(),
-        ..AuthConfig::default()
-    };
-    if let Ok(decoded) = base64::engine::general_purpose::STANDARD.decode(entry.auth.trim())
-        && let Some((user, password)) = String::from_utf8_lossy(&decoded).split_once(':')
-    {
-        config.username = user.to_owned();
-        config.password = password.trim_end_matches('\0').to_owned();
-    }
-    config
-}
-
-/// The registry as images name it: no scheme, no API version, Docker Hub by its one name.
-fn normalised(registry: &str) -> String {
-    let bare = registry.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
-    let bare = bare.strip_suffix("/v1").or_else(|| bare.strip_suffix("/v2")).unwrap_or(bare);
-    match bare {
-        "index.docker.io" | "registry-1.docker.io" | "docker.io" => "docker.io".to_owned(),
-        other => other.to_owned(),
-    }
-}
-
-/// With the registry that is meant when none is named.
-fn qualified(image: &str) -> String {
-    match image.split_once('/') {
-        Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => image.to_owned(),
-        Some(_) => format!("docker.io/{image}"),
-        None => format!("docker.io/library/{image}"),
-    }
-}
-
-/// Whether an entry is for the image: same host (`*` stands for one label), and its path is a prefix.
-fn covers(registry: &str, image: &str) -> bool {
-    let (host, path) = registry.split_once('/').unwrap_or((registry, ""));
-    let (image_host, image_path) = image.split_once('/').unwrap_or((image, ""));
-    let labels = |host: &str| host.split('.').map(str::to_owned).collect::<Vec<_>>();
-    let (pattern, labels) = (labels(host), labels(image_host));
-    let same_host = pattern.len() == labels.len() && pattern.iter().zip(&labels).all(|(p, l)| p == "*" || p == l);
-    same_host && (path.is_empty() || image_path.starts_with(path))
+            None
+        })
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

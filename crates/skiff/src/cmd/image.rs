@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
+use skiff_api::docker_config::DockerConfig;
 use skiff_cluster::{
     Clusters, Home,
     clusters::Loaded,
@@ -36,6 +37,22 @@ pub(crate) enum ImageCommand {
         target: Option<String>,
         /// The directory that COPY takes files from
         context: PathBuf,
+    },
+    /// Give an image of this machine another name, as docker tag
+    Tag { image: String, name: Reference },
+    /// Fetch an image from its registry and keep it on this machine
+    Pull {
+        #[arg(value_name = "NAME")]
+        name: Reference,
+        #[command(flatten)]
+        registry: RegistryArgs,
+    },
+    /// Send an image of this machine to the registry that its name says, as docker push
+    Push {
+        #[arg(value_name = "NAME")]
+        name: Reference,
+        #[command(flatten)]
+        registry: RegistryArgs,
     },
     /// Keep the images of an archive (docker save, or an OCI layout in a tar file) on this machine
     Import { archive: PathBuf },
@@ -71,6 +88,39 @@ pub(crate) enum ImageCommand {
     },
 }
 
+/// How registries are spoken to. Credentials are those that docker and podman keep: `config.json` in $DOCKER_CONFIG or
+/// ~/.docker.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RegistryArgs {
+    /// Speak to this registry without TLS; it always is so on the loopback
+    #[arg(long, value_name = "HOST[:PORT]")]
+    insecure_registry: Vec<String>,
+}
+
+impl RegistryArgs {
+    fn options(&self) -> PullOptions {
+        PullOptions { plain_http: self.insecure_registry.clone(), ..PullOptions::default() }
+    }
+}
+
+/// What docker's configuration of this user has for the registry of an image.
+fn credentials(name: &Reference) -> anyhow::Result<Auth> {
+    let dir = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".docker"));
+    let Some(path) = dir.or_else(home).map(|dir| dir.join("config.json")) else { return Ok(Auth::Anonymous) };
+    let config = match fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Auth::Anonymous),
+        read => read.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    let config = DockerConfig::parse(&config).with_context(|| format!("cannot use {}", path.display()))?;
+    let most_specific = config.matching(&name.to_string()).into_iter().max_by_key(|found| found.registry.len());
+    Ok(match most_specific {
+        Some(found) if !found.identity_token.is_empty() => Auth::Bearer(found.identity_token),
+        Some(found) if !found.username.is_empty() => Auth::Basic(found.username, found.password),
+        _ => Auth::Anonymous,
+    })
+}
+
 /// Where this machine's images are.
 fn store(home: &Home) -> anyhow::Result<ImageStore> {
     let root = home.state.join("images");
@@ -96,6 +146,22 @@ pub(crate) fn run(command: ImageCommand) -> anyhow::Result<()> {
                 program: home.program.clone(),
             };
             build(&store(&home)?, &options, &mut out)?;
+        }
+        ImageCommand::Tag { image, name } => {
+            store(&home)?.tag(&image, &name.to_string())?;
+            writeln!(out, "{name}")?;
+        }
+        ImageCommand::Pull { name, registry } => {
+            let (store, auth) = (store(&home)?, credentials(&name)?);
+            let image = block_on(store.pull(&name, auth, &registry.options(), |_| {}))??;
+            writeln!(out, "Pulled {name}: {}", image.id)?;
+        }
+        ImageCommand::Push { name, registry } => {
+            let (store, auth) = (store(&home)?, credentials(&name)?);
+            // What cannot be told need not stop the push.
+            let tell = |line: &str| drop(writeln!(std::io::stderr(), "{line}"));
+            let digest = block_on(store.push(&name, auth, &registry.options(), tell))??;
+            writeln!(out, "Pushed {name}: {digest}")?;
         }
         ImageCommand::Import { archive } => {
             for image in store(&home)?.import_file(&archive)? {
@@ -150,10 +216,12 @@ pub(crate) fn run(command: ImageCommand) -> anyhow::Result<()> {
 fn build(store: &ImageStore, options: &BuildOptions, out: &mut dyn Write) -> anyhow::Result<()> {
     let mut err = std::io::stderr();
     let mut pull = |reference: &Reference| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        let runtime =
-            runtime.map_err(|source| skiff_images::Error::Io { what: "start the runtime".to_owned(), source })?;
-        runtime.block_on(store.pull(reference, Auth::Anonymous, &PullOptions::default(), |_| {}))
+        // What cannot be read of credentials is said by the registry that wants some.
+        let auth = credentials(reference).unwrap_or_else(|error| {
+            tracing::warn!(error = format!("{error:#}"), "no credentials");
+            Auth::Anonymous
+        });
+        block_on(store.pull(reference, auth, &PullOptions::default(), |_| {}))?
     };
     // What cannot be told need not stop the build.
     let mut tell = |line: &str| drop(writeln!(err, "{line}"));
@@ -161,6 +229,12 @@ fn build(store: &ImageStore, options: &BuildOptions, out: &mut dyn Write) -> any
     let names: Vec<_> = options.names.iter().map(Reference::to_string).collect();
     writeln!(out, "Built {} as {}", image.id, names.join(", "))?;
     Ok(())
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> Result<T, skiff_images::Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|source| skiff_images::Error::Io { what: "start the runtime".to_owned(), source })?;
+    Ok(runtime.block_on(work))
 }
 
 fn build_arguments(given: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
