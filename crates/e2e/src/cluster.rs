@@ -1,6 +1,6 @@
 //! A local cluster, made with `skiff cluster create`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::{Home, Kubectl, Output, Version, command, host, leftovers};
 
@@ -30,9 +30,14 @@ impl Cluster {
     #[track_caller]
     pub fn load(&self, images: &[&str]) {
         for image in images {
-            let archive = host::prepared(&format!("images/{image}.tar"));
-            self.home.skiff(&["image", "load", archive.to_str().expect("UTF-8"), "--cluster", &self.name]).ok();
+            self.load_archive(&host::prepared(&format!("images/{image}.tar")));
         }
+    }
+
+    /// Loads the images of an archive.
+    #[track_caller]
+    pub fn load_archive(&self, archive: &Path) {
+        self.home.skiff(&["image", "load", archive.to_str().expect("UTF-8"), "--cluster", &self.name]).ok();
     }
 
     /// As the administrator, without a namespace.

@@ -7,6 +7,7 @@
 // A test program talks to whoever called it.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod browser;
 pub mod cluster;
 pub mod command;
 pub mod home;

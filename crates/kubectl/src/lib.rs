@@ -6,6 +6,7 @@
 
 mod cli;
 mod commands;
+mod dashboard;
 mod describe;
 mod discovery;
 mod error;
@@ -35,7 +36,21 @@ use crate::{
 
 /// Runs kubectl with the words behind its name, and returns what to end with.
 pub fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
-    let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    let words = texts(words);
+    finish(run(&words))
+}
+
+/// Runs `skiff dashboard` with the words behind it, which are flags as kubectl has them, and returns what to end with.
+pub fn dashboard(words: impl Iterator<Item = OsString>) -> ExitCode {
+    let words = texts(words);
+    finish(execute("skiff dashboard", "dashboard", &dashboard::COMMAND, &words))
+}
+
+fn texts(words: impl Iterator<Item = OsString>) -> Vec<String> {
+    words.map(|word| word.to_string_lossy().into_owned()).collect()
+}
+
+fn finish(command: impl Future<Output = Result<()>>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -43,7 +58,7 @@ pub fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let done = runtime.block_on(run(&words));
+    let done = runtime.block_on(command);
     // A read of standard input may still hold a thread, which nobody has to wait for.
     runtime.shutdown_background();
     match done {
@@ -65,21 +80,26 @@ async fn run(words: &[String]) -> Result<()> {
         out::text(&commands::help_of_all());
         return Ok(());
     };
+    execute(&called, &path.join(" "), command, &rest).await
+}
+
+/// Runs a command: `called` is what was typed for it, `path` that without the program.
+async fn execute(called: &str, path: &str, command: &'static Command, rest: &[String]) -> Result<()> {
     let mut flags: Vec<&[flags::Flag]> = command.flags.to_vec();
     flags.push(GLOBAL);
-    let parsed = Parsed::parse(&rest, &flags, &called)?;
+    let parsed = Parsed::parse(rest, &flags, called)?;
     let Some(run) = command.run.filter(|_| !parsed.is("help")) else {
         if let Some(unknown) = parsed.args.first().filter(|_| !parsed.is("help") && !command.subcommands.is_empty()) {
             return Err(Error::text(format!("unknown command {unknown:?} for {called:?}")));
         }
         if parsed.is("help") {
-            out::text(&commands::help(&called, command));
+            out::text(&commands::help(called, command));
             return Ok(());
         }
-        tell!("{}", commands::help(&called, command).trim_end());
+        tell!("{}", commands::help(called, command).trim_end());
         return Err(Error::Exit(1));
     };
-    run(&Cli::new(path.join(" "), parsed)).await
+    run(&Cli::new(path.to_owned(), parsed)).await
 }
 
 /// The command that a line means, its path, and the words that are left.

@@ -22,6 +22,9 @@ const SUPERVISOR: &str = "runtime-supervisor";
 /// The subcommand, and the name, under which this is kubectl.
 const KUBECTL: &str = "kubectl";
 
+/// The subcommand that shows the cluster in a browser, with kubectl's flags.
+const DASHBOARD: &str = "dashboard";
+
 /// Kubernetes as one binary.
 #[derive(Parser)]
 #[command(name = "skiff", version, about, max_term_width = 100)]
@@ -57,6 +60,9 @@ enum Command {
     /// Kubernetes' command line
     #[command(disable_help_flag = true)]
     Kubectl,
+    /// The cluster in a browser, with the credentials of the kubeconfig
+    #[command(disable_help_flag = true)]
+    Dashboard,
 }
 
 fn main() -> ExitCode {
@@ -74,6 +80,7 @@ fn main() -> ExitCode {
     match arguments.next() {
         // Its words are its own, also those that look like flags of ours.
         Some(first) if first == KUBECTL => return skiff_kubectl::main(arguments),
+        Some(first) if first == DASHBOARD => return skiff_kubectl::dashboard(arguments),
         Some(first) if first == skiff_cluster::init::SUBCOMMAND => {
             return skiff_cluster::init::node_init_main(arguments);
         }
@@ -106,7 +113,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Cluster(command) => cmd::cluster::run(command),
         Command::Image(command) => cmd::image::run(command),
         Command::Snapshot(command) => cmd::snapshot::run(command),
-        // Here for the help alone: `main` has answered it.
-        Command::Kubectl => Ok(()),
+        // Here for the help alone: `main` has answered them.
+        Command::Kubectl | Command::Dashboard => Ok(()),
     }
 }

@@ -10,6 +10,7 @@ mod clusters;
 mod components;
 mod crashes;
 mod csi;
+mod dashboard;
 mod etcd;
 mod extension;
 mod extension_server;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
                 monitoring::TESTS,
                 scheduling::TESTS,
                 crashes::TESTS,
+                dashboard::TESTS,
                 clusters::TESTS,
                 images::TESTS,
                 machines::TESTS,

@@ -22,7 +22,7 @@ mod logs;
 mod node;
 mod patch;
 mod port_forward;
-mod proxy;
+pub(crate) mod proxy;
 mod replace;
 mod rollout;
 mod run;

@@ -3,7 +3,7 @@
 use std::{convert::Infallible, rc::Rc};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -39,17 +39,26 @@ type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
 async fn run(cli: &Cli) -> Result<()> {
     let flags = &cli.flags;
-    let (address, port) = (flags.text("address"), flags.int("port")?);
-    let listener = TcpListener::bind(format!("{address}:{port}")).await.map_err(|error| {
+    let listener = listen(flags.text("address"), flags.int("port")?).await?;
+    let prefix = format!("/{}", flags.text("api-prefix").trim_matches('/')).trim_end_matches('/').to_owned();
+    say!("Starting to serve on {}", listener.local_addr()?);
+    serve(listener, Proxy { rest: cli.rest()?, prefix, files: &[] }).await
+}
+
+/// A port of this machine.
+pub(crate) async fn listen(address: &str, port: i64) -> Result<TcpListener> {
+    TcpListener::bind(format!("{address}:{port}")).await.map_err(|error| {
         let what = match error.kind() {
             std::io::ErrorKind::AddrInUse => "bind: address already in use".to_owned(),
             _ => error.to_string(),
         };
         Error::text(format!("listen tcp {address}:{port}: {what}"))
-    })?;
-    let prefix = format!("/{}", flags.text("api-prefix").trim_matches('/')).trim_end_matches('/').to_owned();
-    let proxy = Rc::new(Proxy { rest: cli.rest()?, prefix });
-    say!("Starting to serve on {}", listener.local_addr()?);
+    })
+}
+
+/// Answers whoever connects, for ever.
+pub(crate) async fn serve(listener: TcpListener, proxy: Proxy) -> Result<()> {
+    let proxy = Rc::new(proxy);
     let local = tokio::task::LocalSet::new();
     local
         .run_until(async {
@@ -71,9 +80,13 @@ async fn run(cli: &Cli) -> Result<()> {
         .await
 }
 
-struct Proxy {
-    rest: Rc<Rest>,
-    prefix: String,
+/// What is served on the port.
+pub(crate) struct Proxy {
+    pub(crate) rest: Rc<Rest>,
+    /// What paths begin with.
+    pub(crate) prefix: String,
+    /// Served beside the API, and not asked of it: path behind the prefix, type, content.
+    pub(crate) files: &'static [(&'static str, &'static str, &'static str)],
 }
 
 impl Proxy {
@@ -87,6 +100,9 @@ impl Proxy {
         let Some(path) = path.strip_prefix(&self.prefix).filter(|path| path.starts_with('/')) else {
             return text(StatusCode::NOT_FOUND, "404 page not found");
         };
+        if let Some((_, kind, content)) = self.files.iter().find(|(name, ..)| *name == path) {
+            return file(kind, content);
+        }
         // Commands in pods are for kubectl itself, as upstream refuses them too.
         let plain = path.split('?').next().unwrap_or_default();
         if plain.contains("/pods/") && (plain.ends_with("/exec") || plain.ends_with("/attach")) {
@@ -114,6 +130,22 @@ fn passed_on(headers: &HeaderMap) -> HeaderMap {
     let own = [header::CONNECTION, header::HOST, header::TRANSFER_ENCODING, header::UPGRADE, header::CONTENT_LENGTH];
     let kept = headers.iter().filter(|(name, _)| !own.contains(name));
     kept.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+fn file(kind: &'static str, content: &'static str) -> Response<Body> {
+    let body = Full::new(Bytes::from_static(content.as_bytes())).map_err(|never| match never {});
+    let mut response = Response::new(UnsyncBoxBody::new(body));
+    let headers = [
+        (header::CONTENT_TYPE, kind),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'self'; frame-ancestors 'none'; base-uri 'none'"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    for (name, value) in headers {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
 }
 
 fn text(code: StatusCode, text: &str) -> Response<Body> {
