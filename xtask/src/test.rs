@@ -78,6 +78,8 @@ pub(crate) fn e2e(filters: &[&str]) -> Result<()> {
     tools::programs()?;
     tools::kubectls()?;
     tools::etcdctl()?;
+    tools::registry()?;
+    tools::swagger_ui()?;
     images::all()?;
     shell::run(&mut shell::cargo(&["build", "--quiet", "--workspace", "--bins", "--tests"]))?;
     let mut tests = shell::cargo(&["test", "--quiet", "--workspace", "--test", "e2e", "--"]);

@@ -10,10 +10,13 @@ use anyhow::{Context, Result};
 use crate::{apt::Apt, shell};
 
 /// Programs that tests call, where the package manager puts them, and the package that has them.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 10] = [
+    ("chromium", "chromium"),
+    ("chromedriver", "chromium-driver"),
     ("curl", "curl"),
     ("mkfs.ext4", "e2fsprogs"),
     ("mount", "mount"),
+    ("openssl", "openssl"),
     ("pip3", "python3-pip"),
     ("script", "bsdutils"),
     ("unshare", "util-linux"),
@@ -22,6 +25,9 @@ const PROGRAMS: [(&str, &str); 7] = [
 /// The kubectl versions that the tests run, and the Debian suite that has each.
 const KUBECTLS: [(&str, &str); 2] = [("1.36", "sid"), ("1.32", "trixie")];
 const ETCD_SUITE: &str = "trixie";
+const REGISTRY_SUITE: &str = "bookworm";
+/// Has the files of Swagger UI, which FastAPI's pages want from the Internet.
+const SWAGGER_UI: &str = "flask-swagger-ui==5.34.0";
 const CARGO_DENY: &str = "0.20.2";
 
 /// Installs packages for the programs that are missing.
@@ -68,6 +74,25 @@ pub(crate) fn etcdctl() -> Result<()> {
     tool("etcdctl", |path| {
         println!("fetching etcdctl of Debian {ETCD_SUITE}");
         from_package(ETCD_SUITE, "etcd-client", "usr/bin/etcdctl", path)
+    })
+    .map(drop)
+}
+
+/// Puts Debian's registry for images to `target/tools/docker-registry`.
+pub(crate) fn registry() -> Result<()> {
+    tool("docker-registry", |path| {
+        println!("fetching the registry of Debian {REGISTRY_SUITE}");
+        from_package(REGISTRY_SUITE, "docker-registry", "usr/bin/docker-registry", path)
+    })
+    .map(drop)
+}
+
+/// Puts the files of Swagger UI to `target/tools/swagger-ui/flask_swagger_ui/dist`.
+pub(crate) fn swagger_ui() -> Result<()> {
+    tool("swagger-ui", |path| {
+        let mut pip = shell::command("python3");
+        pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target"]).arg(path);
+        shell::run(pip.args(["--root-user-action=ignore", SWAGGER_UI]))
     })
     .map(drop)
 }

@@ -13,6 +13,8 @@ pub(super) struct Recipe {
     pub(super) without: &'static [&'static str],
     /// Packages from PyPI, with their versions.
     pub(super) python: &'static [&'static str],
+    /// The same, not installed: pip in the image takes them from `/usr/share/wheels`, where there is no index to ask.
+    pub(super) wheels: &'static [&'static str],
     /// Paths that are not taken; a final `/` means everything below.
     pub(super) pruned: &'static [&'static str],
     /// Files that packages' scripts would have written.
@@ -79,6 +81,7 @@ const BASE: Recipe = Recipe {
     packages: &[],
     without: &[],
     python: &[],
+    wheels: &[],
     pruned: DOCUMENTATION,
     files: &ACCOUNTS,
     programs: &[],
@@ -107,6 +110,10 @@ const FOR_SCRIPTS: &[&str] = &["debconf", "cdebconf", "perl", "gcc-", "debianuti
 
 const PYTHON_PACKAGES: &[&str] =
     &["python3.11-minimal", "python3.11", "python3", "bash", "dash", "coreutils", "curl", "libc-bin", "base-files"];
+
+/// The guide's requirements.txt.
+const FASTAPI: &[&str] =
+    &["fastapi==0.115.5", "uvicorn[standard]==0.32.1", "psycopg2-binary==2.9.10", "pydantic==2.10.3"];
 
 pub(super) const RECIPES: [Recipe; 9] = [
     Recipe {
@@ -234,12 +241,29 @@ pub(super) const RECIPES: [Recipe; 9] = [
         stop_signal: Some("SIGINT"),
         ..BASE
     },
+    // With pip, as on Docker Hub: the guide's Dockerfile installs the same packages with it.
     Recipe {
         name: "python",
         tags: &["3.11-slim"],
         suite: "bookworm",
         packages: PYTHON_PACKAGES,
         without: FOR_SCRIPTS,
+        python: &["pip==24.3.1"],
+        wheels: FASTAPI,
+        files: &[
+            ACCOUNTS[0],
+            ACCOUNTS[1],
+            ACCOUNTS[2],
+            (
+                "etc/pip.conf",
+                "[global]\nno-index = true\nfind-links = /usr/share/wheels\nroot-user-action = ignore\nbreak-system-packages = true\n",
+            ),
+            (
+                "usr/local/bin/pip",
+                "#!/usr/bin/python3\nimport sys\nfrom pip._internal.cli.main import main\n\nsys.exit(main())\n",
+            ),
+        ],
+        programs: &["usr/local/bin/pip"],
         command: &["python3"],
         ..BASE
     },
@@ -249,7 +273,7 @@ pub(super) const RECIPES: [Recipe; 9] = [
         suite: "bookworm",
         packages: PYTHON_PACKAGES,
         without: FOR_SCRIPTS,
-        python: &["fastapi==0.115.5", "uvicorn[standard]==0.32.1", "psycopg2-binary==2.9.10", "pydantic==2.10.3"],
+        python: FASTAPI,
         files: &[
             ACCOUNTS[0],
             ACCOUNTS[1],

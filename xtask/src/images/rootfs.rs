@@ -72,7 +72,11 @@ pub(super) fn build(recipe: &Recipe, rootfs: &Path) -> Result<()> {
         fs::set_permissions(rootfs.join(path), fs::Permissions::from_mode(0o755))?;
     }
     if !recipe.python.is_empty() {
-        python(recipe.python, rootfs)?;
+        let to = rootfs.join("usr/local/lib/python3.11/dist-packages");
+        pip(&["install", "--no-compile", "--root-user-action=ignore", "--target"], &to, recipe.python)?;
+    }
+    if !recipe.wheels.is_empty() {
+        pip(&["download", "--dest"], &rootfs.join("usr/share/wheels"), recipe.wheels)?;
     }
     for (path, target) in recipe.links {
         let path = rootfs.join(path);
@@ -82,11 +86,11 @@ pub(super) fn build(recipe: &Recipe, rootfs: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Installs packages of PyPI for the image's Python, where Debian's looks for what is not Debian's.
-fn python(packages: &[&str], rootfs: &Path) -> Result<()> {
+/// Has pip bring packages of PyPI for the image's Python to a folder: installed there, where Debian's looks for what is
+/// not Debian's, or as files.
+fn pip(how: &[&str], to: &Path, packages: &[&str]) -> Result<()> {
     let mut pip = shell::command("python3");
-    pip.args(["-m", "pip", "install", "--quiet", "--no-compile", "--root-user-action=ignore", "--target"]);
-    pip.arg(rootfs.join("usr/local/lib/python3.11/dist-packages"));
+    pip.args(["-m", "pip"]).args(how).arg(to).arg("--quiet");
     pip.args(["--python-version=3.11", "--platform=manylinux2014_x86_64", "--only-binary=:all:"]);
     shell::run(pip.args(packages))
 }

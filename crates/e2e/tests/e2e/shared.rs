@@ -1,6 +1,6 @@
 //! What many tests use: made when the first one wants it, taken away after the last.
 
-use std::sync::OnceLock;
+use std::{path::Path, sync::OnceLock};
 
 use parking_lot::{Mutex, MutexGuard};
 use skiff_e2e::{Cluster, Kubectl, Server, leftovers};
@@ -29,6 +29,11 @@ pub(crate) fn cluster() -> Kubectl {
 /// Loads further images into that cluster.
 pub(crate) fn load(images: &[&str]) {
     the_cluster().lock().as_ref().expect("taken only after the last test").load(images);
+}
+
+/// Loads the images of an archive into that cluster.
+pub(crate) fn load_archive(archive: &Path) {
+    the_cluster().lock().as_ref().expect("taken only after the last test").load_archive(archive);
 }
 
 /// Port 80 of this machine: one test at a time may have it.
