@@ -5,7 +5,10 @@ use hyper_util::rt::TokioIo;
 use rustix::termios::{self, OptionalActions, Termios};
 use serde_json::Value;
 use skiff_streaming::{TerminalSize, client};
-use tokio::{io::AsyncRead, sync::mpsc};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+};
 
 use crate::{
     error::{Error, Result},
@@ -103,16 +106,17 @@ impl Streams {
 /// Runs a command, or attaches to one, until it ends; `path` has the parameters.
 pub(crate) async fn run(rest: &Rest, path: &str, streams: Streams) -> Result<()> {
     let stdin = streams.stdin.then(tokio::io::stdin);
-    run_with(rest, path, streams, stdin, tokio::io::stdout()).await
+    run_with(rest, path, streams, stdin, tokio::io::stdout(), tokio::io::stderr()).await
 }
 
-/// With input and output of one's own.
+/// With input and outputs of one's own.
 pub(crate) async fn run_with(
     rest: &Rest,
     path: &str,
     streams: Streams,
     stdin: Option<impl AsyncRead + Unpin>,
-    stdout: impl tokio::io::AsyncWrite + Unpin,
+    stdout: impl AsyncWrite + Unpin,
+    stderr: impl AsyncWrite + Unpin,
 ) -> Result<()> {
     let io = connect(rest, path, client::COMMAND_PROTOCOL).await?;
     let terminal = if streams.tty { RawTerminal::enter() } else { None };
@@ -120,7 +124,7 @@ pub(crate) async fn run_with(
         true => sizes(),
         false => mpsc::channel(1).1,
     };
-    let ended = client::run_command(io, stdin, stdout, tokio::io::stderr(), sizes).await;
+    let ended = client::run_command(io, stdin, stdout, stderr, sizes).await;
     drop(terminal);
     outcome(&ended?)
 }

@@ -4,7 +4,7 @@ use skiff_e2e::{Kubectl, Output, Version, eventually, wait::check};
 
 use crate::{shared, tests, workloads::PATIENCE};
 
-tests![reading, changing, refusing, streams_and_names, editing];
+tests![reading, changing, refusing, streams_and_names, copying, editing];
 
 /// Objects that the lines are about.
 const OBJECTS: &str = r#"
@@ -372,6 +372,66 @@ fn streams_and_names() {
     let mut called = std::process::Command::new(&link);
     called.args(["-n", "kubectl-streams", "get", "pods", "-o", "name"]).env("KUBECONFIG", &kubectl.kubeconfig);
     assert_eq!(skiff_e2e::command::run(&mut called, "").ok(), "pod/web\n");
+}
+
+/// Files into a container and out of it, by both.
+fn copying() {
+    let kubectl = shared::cluster().in_new("kubectl-cp");
+    kubectl.apply(&crate::workloads::sleeper("box"));
+    crate::workloads::ready(&kubectl, "box");
+    let namespace = kubectl.namespace.clone().expect("a new one");
+    let home = skiff_e2e::Home::new();
+    std::fs::create_dir_all(home.dir.join("tree/deep")).unwrap();
+    home.file("tree/a", "a\n");
+    home.file("tree/deep/b", "b\n");
+    std::os::unix::fs::symlink("a", home.dir.join("tree/link")).unwrap();
+    let lines = [
+        "cp tree box:/tmp/WHO",
+        // Into a folder that is there.
+        "cp tree/a box:/tmp/WHO/deep",
+        "cp tree/a NAMESPACE/box:/tmp/WHO/renamed",
+        "exec box -- ls -R /tmp/WHO",
+        "cp box:/tmp/WHO back-WHO",
+        "cp box:tmp/WHO/deep/b single-WHO",
+        "cp box:/tmp/WHO/a .",
+        "cp nothing box:/tmp",
+        "cp tree back",
+        "cp box:/a box:/b",
+        "cp box: x",
+        "cp tree",
+        "cp tree none:/tmp",
+        "cp tree a/b/c:/tmp",
+        "cp -c other tree box:/tmp",
+    ];
+    for line in lines {
+        let run = |version: Version, who: &str| {
+            let kubectl = kubectl.version(version);
+            let line = line.replace("WHO", who).replace("NAMESPACE", &namespace);
+            let mut command = kubectl.command(&words(&line));
+            command.current_dir(&home.dir);
+            let mut output = skiff_e2e::command::run(&mut command, "");
+            output.stdout = output.stdout.replace(who, "WHO");
+            output.stderr = output.stderr.replace(who, "WHO");
+            output
+        };
+        let (theirs, ours) = (run(Version::V1_36, "theirs"), run(Version::Own, "ours00"));
+        same(line, &theirs, &ours, [&namespace, &namespace]);
+    }
+    // The real one ends with 0 or 1 then, whichever of two of its parts is first.
+    let missing = kubectl.version(Version::Own).run(&["cp", "box:/nothing", "nothing"]);
+    assert!(missing.stdout.contains("tar: /nothing: No such file or directory"), "{missing:?}");
+    missing.fails_with("command terminated with exit code 1");
+    // The real one also says that nobody took what it sent.
+    let mut nowhere = kubectl.version(Version::Own).command(&["cp", "tree", "box:/no/such/folder/x"]);
+    let nowhere = skiff_e2e::command::run(nowhere.current_dir(&home.dir), "");
+    assert!(nowhere.stderr.starts_with("tar: can't change directory to '/no/such/folder'"), "{nowhere:?}");
+    nowhere.fails_with("command terminated with exit code 1");
+    let mut tree = std::process::Command::new("diff");
+    tree.args(["-r", "back-theirs", "back-ours00"]).current_dir(&home.dir);
+    skiff_e2e::command::run(&mut tree, "").ok();
+    assert_eq!(std::fs::read(home.dir.join("back-ours00/deep/b")).unwrap(), b"b\n");
+    assert_eq!(std::fs::read(home.dir.join("single-ours00")).unwrap(), b"b\n");
+    assert!(!home.dir.join("back-ours00/link").exists(), "links are left out");
 }
 
 fn editing() {

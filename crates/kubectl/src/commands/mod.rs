@@ -6,6 +6,7 @@ mod attach;
 mod auth;
 mod certificate;
 mod config;
+mod cp;
 mod create;
 mod delete;
 mod describe;
@@ -60,6 +61,7 @@ pub(crate) const ALL: &[Command] = &[
     exec::COMMAND,
     port_forward::COMMAND,
     proxy::COMMAND,
+    cp::COMMAND,
     auth::COMMAND,
     events::COMMAND,
     diff::COMMAND,

@@ -27,7 +27,7 @@ pub struct Provider {
 enum Form {
     Identity,
     /// Prefix, nonce, ciphertext with its tag. Bound to the key in the store: a value moved to another is refused.
-    AesGcm(LessSafeKey),
+    AesGcm(Box<LessSafeKey>),
     /// Prefix, initialisation vector, ciphertext padded as PKCS 7 says. Not authenticated, as upstream's.
     AesCbc {
         seal: PaddedBlockEncryptingKey,
@@ -61,7 +61,7 @@ impl Provider {
             _ => return Err(wrong),
         };
         let key = UnboundKey::new(algorithm, secret).map_err(|_| wrong)?;
-        Ok(Provider { prefix: prefix("aesgcm", name), form: Form::AesGcm(LessSafeKey::new(key)) })
+        Ok(Provider { prefix: prefix("aesgcm", name), form: Form::AesGcm(Box::new(LessSafeKey::new(key))) })
     }
 
     /// AES in Cipher Block Chaining mode.
