@@ -150,7 +150,9 @@ impl Runtime {
                 serve_command(request, options, Attach { runtime: self.clone(), request: attach })
             }
             Ticket::PortForward(forward) => {
-                serve_port_forward(request, Ports { runtime: self.clone(), sandbox: forward.pod_sandbox_id })
+                // Whoever asked for it has checked them; what is no port cannot be connected to.
+                let ports = forward.port.iter().filter_map(|port| u16::try_from(*port).ok()).collect();
+                serve_port_forward(request, ports, Ports { runtime: self.clone(), sandbox: forward.pod_sandbox_id })
             }
         }
     }

@@ -15,20 +15,17 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
+use tokio_tungstenite::tungstenite::protocol::Role;
 
 use crate::request::{self, Body, Transport};
 use crate::spdy::{IncomingStream, Session, StreamReader, StreamWriter};
 use crate::status::Outcome;
-use crate::websocket;
+use crate::websocket::{self, Coding};
 
 /// How long a client may take to open the streams it said it wants, as upstream.
 const STREAM_CREATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes on their way between a connection and a command, per stream.
 const PIPE_BYTES: usize = 32 * 1024;
-/// How long a client may take to hang up after the end.
-const LINGER: Duration = Duration::from_secs(2);
 /// Sizes that wait to be set.
 const RESIZE_BACKLOG: usize = 8;
 
@@ -170,52 +167,13 @@ fn outcome_bytes(outcome: &Outcome, protocol: &str) -> Vec<u8> {
 
 type Socket<T> = WebSocketStream<T>;
 
-/// How messages look on a connection.
-#[derive(Clone, Copy)]
-struct Coding {
-    base64: bool,
-}
-
-impl Coding {
-    fn encode(self, channel: u8, data: &[u8]) -> Message {
-        use base64::Engine;
-        if self.base64 {
-            let mut text = String::from(char::from(b'0' + channel));
-            base64::engine::general_purpose::STANDARD.encode_string(data, &mut text);
-            return Message::Text(text.into());
-        }
-        let mut bytes = Vec::with_capacity(data.len() + 1);
-        bytes.push(channel);
-        bytes.extend_from_slice(data);
-        Message::Binary(bytes.into())
-    }
-
-    /// Channel and data; `None` for what is not ours to handle.
-    fn decode(self, message: Message) -> io::Result<Option<(u8, Bytes)>> {
-        use base64::Engine;
-        let invalid = || io::Error::new(io::ErrorKind::InvalidData, "invalid message");
-        let bytes = match message {
-            Message::Binary(bytes) => bytes,
-            Message::Text(text) => Bytes::copy_from_slice(text.as_bytes()),
-            _ => return Ok(None),
-        };
-        let (channel, data) = bytes.split_first().ok_or_else(invalid)?;
-        if !self.base64 {
-            return Ok(Some((*channel, bytes.slice(1..))));
-        }
-        let data = base64::engine::general_purpose::STANDARD.decode(data).map_err(|_| invalid())?;
-        let channel = channel.checked_sub(b'0').filter(|c| *c <= 9).ok_or_else(invalid)?;
-        Ok(Some((channel, data.into())))
-    }
-}
-
 async fn over_websocket<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     io: T,
     protocol: &str,
     options: CommandOptions,
     handler: impl CommandHandler,
 ) {
-    let coding = Coding { base64: protocol.contains("base64") };
+    let coding = Coding::of(protocol);
     let (mut sink, stream) = websocket::open(io, Role::Server).await.split();
     let (mut ours, theirs) = pipes(options);
     let (stdout, stderr) = (ours.stdout.take(), ours.stderr.take());
@@ -257,11 +215,7 @@ async fn over_websocket<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     if tells_status(protocol) || !error.is_empty() {
         let _ = sink.send(coding.encode(ERROR, &error)).await;
     }
-    // Clients take an end without this code for a failure.
-    let close = CloseFrame { code: CloseCode::Normal, reason: Default::default() };
-    let _ = sink.send(Message::Close(Some(close))).await;
-    // What the client still sends is read, or the system would drop what it has yet to read.
-    let _ = tokio::time::timeout(LINGER, input).await;
+    websocket::close(&mut sink, input).await;
 }
 
 async fn send_output<T: AsyncRead + AsyncWrite + Unpin>(

@@ -7,6 +7,7 @@
 
 pub mod client;
 mod command;
+mod port_channels;
 mod port_forward;
 mod request;
 pub mod spdy;

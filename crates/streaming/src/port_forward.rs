@@ -1,4 +1,5 @@
-//! Port-forward: pairs of SPDY streams, on a SPDY connection or on one tunnelled through WebSocket.
+//! Port-forward: pairs of SPDY streams, on a SPDY connection or on one tunnelled through WebSocket; and the channels of
+//! [`port_channels`].
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -10,12 +11,15 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::protocol::Role;
 
+use crate::port_channels;
 use crate::request::{self, Body, Transport};
 use crate::spdy::{IncomingStream, Session};
 use crate::websocket;
 
 const SPDY_PROTOCOL: &str = "portforward.k8s.io";
 pub(crate) const TUNNEL_PROTOCOL: &str = "SPDY/3.1+portforward.k8s.io";
+const WEBSOCKET_PROTOCOLS: [&str; 4] =
+    [TUNNEL_PROTOCOL, port_channels::PROTOCOLS[0], port_channels::PROTOCOLS[1], port_channels::PROTOCOLS[2]];
 /// How long the second stream of a pair may take, as upstream.
 const PAIR_TIMEOUT: Duration = Duration::from_secs(30);
 /// Requests whose second stream has not come yet.
@@ -32,21 +36,29 @@ pub trait PortForwardHandler: Send + Sync + 'static {
 
 /// Answers an upgrade request for port-forward and goes on in a task of its own. Must be called within a
 /// tokio runtime.
-pub fn serve_port_forward<B>(request: Request<B>, handler: impl PortForwardHandler) -> Response<Body> {
+///
+/// `ports` are those that the request names: clients that speak WebSocket channels get a connection to each. All others
+/// name the port of each connection when they open it.
+pub fn serve_port_forward<B>(request: Request<B>, ports: Vec<u16>, handler: impl PortForwardHandler) -> Response<Body> {
     let Some(transport) = request::transport(request.headers()) else {
         return request::refuse(StatusCode::BAD_REQUEST, "Upgrade request required");
     };
     let known: &[&str] = match transport {
-        Transport::WebSocket => &[TUNNEL_PROTOCOL],
+        Transport::WebSocket => &WEBSOCKET_PROTOCOLS,
         // Clients that name none mean the only one there is.
         Transport::Spdy => &[SPDY_PROTOCOL, ""],
     };
     let Some(protocol) = request::negotiate(request.headers(), transport, known) else {
-        return request::refuse_protocols(transport, &known[..1]);
+        return request::refuse_protocols(transport, known);
     };
+    let tunnelled = transport == Transport::Spdy || protocol == TUNNEL_PROTOCOL;
+    if !tunnelled && !(1..=port_channels::MAX_PORTS).contains(&ports.len()) {
+        return request::refuse(StatusCode::BAD_REQUEST, "query parameter \"port\" is required");
+    }
     let Some(response) = request::accept(request.headers(), transport, protocol) else {
         return request::refuse(StatusCode::BAD_REQUEST, "invalid upgrade request");
     };
+    let protocol = protocol.to_owned();
     let upgrade = hyper::upgrade::on(request);
     tokio::spawn(async move {
         let io = match upgrade.await {
@@ -59,6 +71,7 @@ pub fn serve_port_forward<B>(request: Request<B>, handler: impl PortForwardHandl
         let handler = Arc::new(handler);
         match transport {
             Transport::Spdy => forward(Session::server(io), handler).await,
+            Transport::WebSocket if !tunnelled => port_channels::forward(io, &protocol, &ports, &*handler).await,
             Transport::WebSocket => {
                 let tunnel = websocket::tunnel(websocket::open(io, Role::Server).await);
                 forward(Session::server(tunnel), handler).await;

@@ -66,7 +66,11 @@ async fn connect(path: &'static str, headers: &[(&str, &str)]) -> (String, Duple
                 "/exec" => serve_command(request, ALL, Echo),
                 "/tty" => serve_command(request, CommandOptions { tty: true, ..ALL }, Echo),
                 "/none" => serve_command(request, CommandOptions::default(), Echo),
-                _ => serve_port_forward(request, Ports),
+                _ => {
+                    let ports = request.uri().query().into_iter().flat_map(|q| q.split(','));
+                    let ports = ports.map(|port| port.parse().expect("a number")).collect();
+                    serve_port_forward(request, ports, Ports)
+                }
             };
             async move { Ok::<_, std::convert::Infallible>(response) }
         });
@@ -136,6 +140,32 @@ async fn command_over_websocket() {
     let status: serde_json::Value = serde_json::from_slice(&channels[&3]).expect("JSON");
     assert_eq!(status, exit_status());
     assert!(ponged && closed);
+}
+
+/// Libraries send what they are given as one message.
+#[tokio::test]
+async fn much_input_in_one_message() {
+    let socket = websocket("/exec", "v5.channel.k8s.io").await;
+    let much = vec![b'x'; 5_000_000];
+    let message = [&[0], much.as_slice()].concat();
+    let (mut sink, mut stream) = socket.split();
+    let sending = async {
+        sink.send(Message::Binary(message.into())).await.expect("sent");
+        sink.send(Message::Binary(vec![255, 0].into())).await.expect("sent");
+    };
+    let receiving = async {
+        let mut length = 0;
+        while let Some(Ok(message)) = stream.next().await {
+            match message {
+                Message::Binary(data) if data[0] == 1 => length += data.len() - 1,
+                Message::Close(_) => break,
+                _ => {}
+            }
+        }
+        length
+    };
+    let ((), length) = tokio::join!(sending, receiving);
+    assert_eq!(length, "hello ".len() + much.len());
 }
 
 #[tokio::test]
@@ -363,6 +393,18 @@ async fn refusals() {
             "400",
             "",
         ),
+        (
+            "/forward",
+            vec![
+                ("Connection", "Upgrade"),
+                ("Upgrade", "websocket"),
+                ("Sec-WebSocket-Version", "13"),
+                ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+                ("Sec-WebSocket-Protocol", "v4.channel.k8s.io"),
+            ],
+            "400",
+            "query parameter \"port\" is required",
+        ),
     ] {
         let (head, mut io) = connect(path, &headers).await;
         let mut body = String::new();
@@ -424,6 +466,64 @@ async fn port_forward_tunnelled_through_websocket() {
     });
     forward_concurrently(ours).await;
     pump.await.expect("no panic");
+}
+
+/// What came on each channel until the server closed the connection.
+async fn channels(
+    mut socket: WebSocketStream<DuplexStream>,
+    enough: impl Fn(&HashMap<u8, Vec<u8>>) -> bool,
+) -> HashMap<u8, Vec<u8>> {
+    let mut channels: HashMap<u8, Vec<u8>> = HashMap::new();
+    while !enough(&channels) {
+        match socket.next().await {
+            Some(Ok(Message::Binary(data))) => channels.entry(data[0]).or_default().extend_from_slice(&data[1..]),
+            Some(Ok(Message::Close(Some(frame)))) => assert_eq!(u16::from(frame.code), 1000),
+            None => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    channels
+}
+
+#[tokio::test]
+async fn port_forward_over_websocket_channels() {
+    for protocol in ["v4.channel.k8s.io", "nope, v4.channel.k8s.io"] {
+        let mut socket = websocket("/forward?80,81,80", protocol).await;
+        let send = |bytes: &[u8]| Message::Binary(bytes.to_vec().into());
+        socket.send(send(b"\x04two")).await.expect("sent");
+        socket.send(send(&[&[0], vec![b'0'; 300_000].as_slice()].concat())).await.expect("sent");
+        // Neither a port's data nor any port's.
+        socket.send(send(b"\x01error")).await.expect("sent");
+        socket.send(send(b"\x09none")).await.expect("sent");
+        let complete = |got: &HashMap<u8, Vec<u8>>| {
+            got.get(&0).is_some_and(|data| data.len() == 300_010)
+                && got.get(&3).is_some_and(|data| data.len() > 2)
+                && got.get(&4).is_some_and(|data| data.len() == 13)
+        };
+        let got = channels(socket, complete).await;
+        assert_eq!(&got[&0][..10], b"\x50\0welcome ");
+        assert_eq!(got[&1], b"\x50\0");
+        assert_eq!(got[&2], b"\x51\0");
+        assert_eq!(got[&3], b"\x51\0error forwarding port 81: connection refused");
+        assert_eq!(got[&4], b"\x50\0welcome two");
+    }
+}
+
+/// When all ports have ended so does the connection, as one that is complete.
+#[tokio::test]
+async fn port_forward_over_websocket_channels_ends() {
+    let socket = websocket("/forward?81", "v4.channel.k8s.io").await;
+    let got = channels(socket, |_| false).await;
+    assert_eq!(got[&1], b"\x51\0error forwarding port 81: connection refused");
+    let mut socket = websocket("/forward?80", "v4.base64.channel.k8s.io").await;
+    let mut first = Vec::new();
+    while first.len() < 3 {
+        match socket.next().await.expect("more").expect("a message") {
+            Message::Text(text) => first.push(text.to_string()),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(first, ["0UAA=", "1UAA=", "0d2VsY29tZSA="]);
 }
 
 /// A client that writes and reads at once, like real ones, whatever the size of the buffers between.

@@ -76,10 +76,25 @@ pub(super) async fn port_forward(
     let sandbox = handle.view.borrow().ready_sandbox().map(|s| s.id.clone());
     let sandbox =
         sandbox.ok_or_else(|| Failure::internal(format!("pod not found ({:?})", handle.pod().full_name())))?;
-    let ports: Result<Vec<i32>, _> = query.all("port").iter().map(|port| port.parse()).collect();
-    let ports = ports.map_err(|e| Failure::bad_request(format!("unable to parse port: {e}")))?;
+    let ports = ports(query)?;
     let url = kubelet.runtime.port_forward(&sandbox, ports).await;
     join(request, &url.map_err(|e| runtime_failure(&e))?).await
+}
+
+/// The ports that WebSocket channels are for. They are given one by one, or several with commas between them.
+fn ports(query: &Query) -> Result<Vec<i32>, Failure> {
+    let mut ports = Vec::new();
+    for given in query.all("port") {
+        for port in given.split(',') {
+            let port: u16 =
+                port.parse().map_err(|e| Failure::bad_request(format!("unable to parse {given:?} as a port: {e}")))?;
+            if port < 1 {
+                return Err(Failure::bad_request(format!("port {given:?} must be > 0")));
+            }
+            ports.push(i32::from(port));
+        }
+    }
+    Ok(ports)
 }
 
 /// Which streams are wanted: input, output, error, terminal.
