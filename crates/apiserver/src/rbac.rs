@@ -194,7 +194,11 @@ impl Authorizer {
                     rules,
                 });
                 let subjects: Vec<Subject> = serde_json::from_value(value["subjects"].clone()).unwrap_or_default();
-                for subject in subjects {
+                for mut subject in subjects {
+                    // An account of the binding's own namespace need not say so.
+                    if subject.namespace.is_empty() {
+                        subject.namespace = object.namespace.to_string();
+                    }
                     compiled.add(subject, &grant);
                 }
             }

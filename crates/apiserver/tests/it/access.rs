@@ -79,6 +79,26 @@ async fn what_is_not_allowed_is_forbidden_in_upstreams_words() {
     assert_eq!(jane.get(&format!("{CONFIG_MAPS}/a")).await.0, 403);
 }
 
+/// Argo CD's bindings are written so.
+#[tokio::test]
+async fn an_account_without_a_namespace_is_of_the_bindings() {
+    let api = Api::start().await;
+    let rule = json!({"apiGroups": [""], "resources": ["configmaps"], "verbs": ["list"]});
+    api.created(ROLES, json!({"metadata": {"name": "read"}, "rules": [rule]})).await;
+    let binding = json!({
+        "metadata": {"name": "read"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "read"},
+        "subjects": [{"kind": "ServiceAccount", "name": "robot"}],
+    });
+    let bindings = format!("{RBAC}/namespaces/default/rolebindings");
+    let made = api.created(&bindings, binding).await;
+    assert_eq!(made["subjects"], json!([{"kind": "ServiceAccount", "name": "robot"}]));
+    let robot = |namespace: &str| User::known(&format!("system:serviceaccount:{namespace}:robot"), &[]);
+    assert_eq!(api.by(robot("default")).get(CONFIG_MAPS).await.0, 200);
+    assert_eq!(api.by(robot("kube-system")).get(CONFIG_MAPS).await.0, 403);
+    let table = api.with("accept", "application/json;as=Table;v=v1;g=meta.k8s.io").get(&bindings).await.1;
+    assert_eq!(table["rows"][0]["cells"][5], "/robot");
+}
+
 #[tokio::test]
 async fn nobody_grants_more_than_he_has() {
     let api = Api::start().await;

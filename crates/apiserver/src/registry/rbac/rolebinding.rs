@@ -40,9 +40,10 @@ pub(crate) static STRATEGY: Strategy = Strategy {
             let list: Vec<String> = list
                 .map(|s| {
                     let name = s["name"].as_str().unwrap_or_default();
-                    match s["namespace"].as_str().filter(|_| kind == "ServiceAccount") {
-                        Some(ns) => format!("{ns}/{name}"),
-                        None => name.to_owned(),
+                    if kind == "ServiceAccount" {
+                        format!("{}/{name}", s["namespace"].as_str().unwrap_or_default())
+                    } else {
+                        name.to_owned()
                     }
                 })
                 .collect();
