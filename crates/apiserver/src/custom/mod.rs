@@ -85,7 +85,8 @@ impl Version {
         }
     }
 
-    /// Brings a value into form: what the schema does not know is removed and returned by path.
+    /// Brings a value into form: what the schema does not know is removed and returned by path; nulls that mean nothing
+    /// are removed.
     pub(crate) fn conform(&self, value: &mut Value) -> Result<Vec<String>, decode::DecodeError> {
         let mut unknown = Vec::new();
         if value["metadata"].is_null()
@@ -96,6 +97,7 @@ impl Version {
         let of_meta = decode::conform(&mut value["metadata"], "apimachinery.pkg.apis.meta.v1.ObjectMeta")?;
         unknown.extend(of_meta.into_iter().map(|path| format!("metadata.{path}")));
         schema::prune(&self.schema, value, &mut unknown);
+        schema::prune_nulls(&self.schema, value);
         Ok(unknown)
     }
 

@@ -74,6 +74,27 @@ fn walk_prune(schema: &Value, value: &mut Value, is_object: bool, path: &mut Str
     }
 }
 
+/// Removes fields that are null where the schema allows no null and has no default, which comes later.
+pub(super) fn prune_nulls(schema: &Value, value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|name, field| match of_field(schema, name).0 {
+                Some(of) if field.is_null() => is(of, "nullable") || of.get("default").is_some(),
+                _ => true,
+            });
+            for (name, field) in map.iter_mut() {
+                if let (Some(of), _) = of_field(schema, name) {
+                    prune_nulls(of, field);
+                }
+            }
+        }
+        Value::Array(list) if schema["items"].is_object() => {
+            list.iter_mut().for_each(|item| prune_nulls(&schema["items"], item));
+        }
+        _ => {}
+    }
+}
+
 /// Fills in what is missing and has a default; a null that cannot be one is missing.
 pub(super) fn default(schema: &Value, value: &mut Value) {
     match value {
@@ -187,6 +208,27 @@ mod tests {
             value["spec"],
             json!({"a": "b", "list": [{"x": ""}], "free": {"z": 1}, "map": {"k": "v"}, "template": {"kind": "Pod", "metadata": {"name": "x"}}})
         );
+    }
+
+    #[test]
+    fn nulls_go_where_they_mean_nothing() {
+        let schema = json!({"properties": {
+            "operation": {"type": "object"},
+            "kept": {"type": "object", "nullable": true},
+            "preset": {"type": "integer", "default": 3},
+            "map": {"type": "object", "additionalProperties": {"type": "string"}},
+            "list": {"type": "array", "items": {"type": "object", "properties": {"x": {"type": "string"}}}},
+            "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+        }});
+        let mut value = json!({
+            "operation": null, "kept": null, "preset": null, "map": {"a": null, "b": "c"},
+            "list": [null, {"x": null}], "free": {"y": null},
+        });
+        prune_nulls(&schema, &mut value);
+        let wanted = json!({
+            "kept": null, "preset": null, "map": {"b": "c"}, "list": [null, {}], "free": {"y": null},
+        });
+        assert_eq!(value, wanted);
     }
 
     #[test]

@@ -147,6 +147,14 @@ async fn patches_status_and_scale() {
     assert_eq!((&scale["spec"]["replicas"], &scale["status"]["replicas"]), (&json!(3), &json!(3)));
     let (code, scale) = api.patch(&format!("{path}/scale"), "merge", json!({"spec": {"replicas": 5}})).await;
     assert_eq!((code, &scale["spec"]["replicas"]), (200, &json!(5)));
+    // Argo CD takes a field away so; one with a default gets that.
+    let nulls = json!([
+        {"op": "add", "path": "/status", "value": null},
+        {"op": "add", "path": "/spec/replicas", "value": null},
+        {"op": "add", "path": "/spec/storage", "value": null},
+    ]);
+    let (code, patched) = api.patch(&path, "json", nulls).await;
+    assert_eq!((code, &patched["spec"]), (200, &json!({"version": "14", "replicas": 1})), "{patched}");
 }
 
 #[tokio::test]
