@@ -157,7 +157,7 @@ impl<'a> Application<'a> {
     pub fn apply(&self, live: &Value) -> Result<Value, Status> {
         let mut live = if live.is_null() { json!({}) } else { live.clone() };
         let mut managed = Managed::parse(&take(&mut live)).unwrap_or_default();
-        take_revision(&mut live);
+        let based_on = take_revision(&mut live);
         let now = now();
         let writer = Writer {
             manager: self.manager,
@@ -179,7 +179,9 @@ impl<'a> Application<'a> {
             }
             new["metadata"]["annotations"][LAST_APPLIED] = format!("{config}\n").into();
         }
-        if let Some(revision) = &self.revision {
+        // Without one of its own it is based on what it was applied to, which kinds ask for that have no unconditional
+        // updates.
+        if let Some(revision) = self.revision.as_ref().or(based_on.as_ref()) {
             meta_mut(&mut new).insert("resourceVersion".into(), revision.as_str().into());
         }
         put(&mut new, managed.to_value());

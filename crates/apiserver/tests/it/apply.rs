@@ -3,7 +3,10 @@
 use serde_json::{Value, json};
 use skiff_apiserver::User;
 
-use crate::api::{Api, CONFIG_MAPS, Reply, config_map, deployment};
+use crate::{
+    api::{Api, CONFIG_MAPS, Reply, config_map, deployment},
+    custom,
+};
 
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
 
@@ -46,6 +49,51 @@ async fn applying_creates_changes_and_takes_away() {
     let dry = apply(&api, &format!("{path}?dryRun=All"), "x", config("a", json!({"k": "3"}))).await;
     assert_eq!((dry.code, &dry.body["data"]), (200, &json!({"k": "3"})));
     assert_eq!(api.get(&path).await.1["data"], json!({"k": "2"}));
+}
+
+/// Custom objects, leases and budgets, whose updates name a revision: an applied one is that of what it was applied to.
+#[tokio::test]
+async fn kinds_without_unconditional_updates_are_applied() {
+    let api = Api::start().await;
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "greetings.example.com"},
+        "spec": {
+            "group": "example.com", "scope": "Namespaced", "names": {"plural": "greetings", "kind": "Greeting"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {
+                "type": "object", "properties": {"spec": {"type": "object", "properties": {"text": {"type": "string"}}}},
+            }}}],
+        },
+    });
+    custom::define(&api, definition).await;
+    let greeting = |text: &str| {
+        let meta = json!({"name": "a"});
+        json!({"apiVersion": "example.com/v1", "kind": "Greeting", "metadata": meta, "spec": {"text": text}})
+    };
+    let lease = |holder: &str| {
+        let meta = json!({"name": "a"});
+        json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": meta, "spec": {"holderIdentity": holder}})
+    };
+    let budget = |least: &str| {
+        let spec = json!({"minAvailable": least, "selector": {"matchLabels": {"a": "b"}}});
+        json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "a"}, "spec": spec})
+    };
+    for (path, [before, after]) in [
+        ("/apis/example.com/v1/namespaces/default/greetings/a", [greeting("1"), greeting("2")]),
+        ("/apis/coordination.k8s.io/v1/namespaces/default/leases/a", [lease("1"), lease("2")]),
+        ("/apis/policy/v1/namespaces/default/poddisruptionbudgets/a", [budget("1%"), budget("2%")]),
+    ] {
+        let made = apply(&api, path, "x", before).await;
+        assert_eq!(made.code, 201, "{}", made.body);
+        let changed = apply(&api, path, "x", after.clone()).await;
+        assert_eq!((changed.code, &changed.body["spec"]), (200, &after["spec"]), "{}", changed.body);
+        let same = apply(&api, path, "x", after.clone()).await;
+        assert_eq!((same.code, &same.body), (200, &changed.body));
+        // One that names what it is based on is refused when that has changed.
+        let mut old = after;
+        old["metadata"]["resourceVersion"] = made.body["metadata"]["resourceVersion"].clone();
+        assert_eq!(apply(&api, path, "x", old).await.code, 409);
+    }
 }
 
 #[tokio::test]
