@@ -1,24 +1,30 @@
 //! Namespace: what is in a deleted namespace goes, and then the namespace itself.
 //!
 //! Watches Namespaces; deletes everything in one that is being deleted and takes away its finalizer when nothing is
-//! left.
+//! left. Its pods go first, so that what guards them, as network policies do, is there as long as they are; what is left
+//! meanwhile, and why, is in the namespace's conditions.
+
+mod reconcile;
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceSpec};
 use kube::{
     Api, ResourceExt as _,
-    api::{DeleteParams, DynamicObject, ListParams},
+    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
     core::ApiResource,
 };
+use serde_json::json;
 use skiff_api::{
     Kind,
     kinds::{KINDS, Storage},
 };
 use skiff_client::{Action, Controller, Informer, Informers, ObjectKey, self_mapper};
 
+use self::reconcile::{Left, conditions};
 use crate::{
-    Result, While as _,
+    Error, Result, While as _,
     custom::{self, Definition},
     is_conflict, is_not_found,
 };
@@ -75,11 +81,26 @@ impl Namespaces {
         if !finalizers.iter().any(|f| f == FINALIZER) {
             return Ok(Action::Done);
         }
-        // Pods last of all would keep their controllers making new ones; those cannot, in a namespace that is going.
+        let since = namespace.metadata.deletion_timestamp.as_ref().map_or(Timestamp::now(), |time| time.0);
         let custom = custom::kinds(&self.definitions.list()).into_iter().filter(|k| k.namespaced).map(|k| k.resource);
-        let deletions = contents().chain(custom).map(|kind| self.empty(name, kind));
-        let left = futures::future::join_all(deletions).await.into_iter().collect::<Result<Vec<usize>>>()?;
-        if left.iter().sum::<usize>() > 0 {
+        let is_pods = |kind: &ApiResource| kind.group.is_empty() && kind.plural == "pods";
+        let (pods, others): (Vec<_>, Vec<_>) = contents().chain(custom).partition(is_pods);
+        let (pods, mut errors) = self.empty_all(name, pods, since).await;
+        let pods_are_left = pods.iter().any(|left| left.count > 0);
+        let mut faults: Vec<_> = pods.iter().filter_map(|left| left.fault(name)).collect();
+        let mut left = Vec::new();
+        if !pods_are_left {
+            let (others, more) = self.empty_all(name, others, since).await;
+            faults.extend(others.iter().filter_map(|left| left.fault(name)));
+            errors.extend(more);
+            left = others;
+        }
+        faults.extend(errors.iter().map(ToString::to_string));
+        self.tell(&namespace, &left, &faults).await?;
+        if let Some(error) = errors.into_iter().next() {
+            return Err(error);
+        }
+        if pods_are_left || left.iter().any(|left| left.count > 0) {
             return Ok(Action::RequeueAfter(AGAIN));
         }
         finalizers.retain(|f| f != FINALIZER);
@@ -97,23 +118,46 @@ impl Namespaces {
         }
     }
 
-    /// Deletes all objects of a kind; how many are still there.
-    async fn empty(&self, namespace: &str, kind: ApiResource) -> Result<usize> {
+    /// Deletes all objects of these kinds: what is left, and what failed.
+    async fn empty_all(&self, namespace: &str, kinds: Vec<ApiResource>, since: Timestamp) -> (Vec<Left>, Vec<Error>) {
+        let deletions = kinds.into_iter().map(|kind| self.empty(namespace, kind, since));
+        let (mut left, mut errors) = (Vec::new(), Vec::new());
+        for deleted in futures::future::join_all(deletions).await {
+            match deleted {
+                Ok(this) => left.push(this),
+                Err(error) => errors.push(error),
+            }
+        }
+        (left, errors)
+    }
+
+    /// Deletes all objects of a kind; which are still there.
+    async fn empty(&self, namespace: &str, kind: ApiResource, since: Timestamp) -> Result<Left> {
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &kind);
         let what = || format!("emptying the namespace of {}", kind.plural);
-        let there = match api.list_metadata(&ListParams::default()).await {
+        let mut there = match api.list_metadata(&ListParams::default()).await {
             // A custom kind whose definition has gone meanwhile.
-            Err(e) if is_not_found(&e) => return Ok(0),
+            Err(e) if is_not_found(&e) => Vec::new(),
             listed => listed.during(what())?.items,
         };
-        if there.is_empty() {
-            return Ok(0);
-        }
         // What is being deleted already needs no second word.
         if there.iter().any(|o| o.metadata.deletion_timestamp.is_none()) {
             api.delete_collection(&DeleteParams::background(), &ListParams::default()).await.during(what())?;
+            there = api.list_metadata(&ListParams::default()).await.during(what())?.items;
         }
-        let left = api.list_metadata(&ListParams::default()).await.during(what())?;
-        Ok(left.items.len())
+        let objects: Vec<_> = there.iter().map(|object| &object.metadata).collect();
+        Ok(Left::of(kind.clone(), &objects, since, Timestamp::now()))
+    }
+
+    /// Writes the conditions if they tell something else than before.
+    async fn tell(&self, namespace: &Namespace, left: &[Left], faults: &[String]) -> Result<()> {
+        let old = namespace.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        let Some(conditions) = conditions(old, left, faults, Timestamp::now()) else { return Ok(()) };
+        let patch = json!({"metadata": {"uid": namespace.metadata.uid}, "status": {"conditions": conditions}});
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        match api.patch_status(&namespace.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Err(e) if is_not_found(&e) || is_conflict(&e) => Ok(()),
+            written => written.during("telling what is left").map(drop),
+        }
     }
 }

@@ -23,6 +23,7 @@ tests![
     services_get_addresses_and_ports,
     a_deleted_owner_takes_what_it_owns,
     a_deleted_namespace_takes_what_is_in_it,
+    a_namespace_tells_what_holds_it,
     waiting,
     pods_that_fit_nowhere_say_why,
     selectors_and_limits,
@@ -411,6 +412,48 @@ fn a_deleted_namespace_takes_what_is_in_it() {
     kubectl.run(&["create", "namespace", "doomed"]).ok();
     let left = kubectl.run(&["get", "deployments,pods"]);
     assert!(left.stderr.contains("No resources found"), "{left:?}");
+}
+
+fn a_namespace_tells_what_holds_it() {
+    let kubectl = shared::server("held");
+    let held = "metadata: {name: held, finalizers: [example.com/hold]}";
+    kubectl.apply(&format!(
+        "{{apiVersion: v1, kind: Pod, {held}, spec: {{containers: [{{name: c, image: nginx}}]}}}}
+---
+{{apiVersion: v1, kind: ConfigMap, {held}}}
+---
+{{apiVersion: v1, kind: Secret, metadata: {{name: free}}}}
+"
+    ));
+    kubectl.run(&["delete", "namespace", "held", "--wait=false"]).ok();
+    // Nothing else goes before the last pod has gone.
+    let pod_is_going = || kubectl.path(&["pod", "held"], "{.metadata.deletionTimestamp}");
+    eventually(PATIENCE, || check(!pod_is_going()?.is_empty(), || "the pod stays".to_owned()));
+    eventually(PATIENCE, || {
+        let conditions = kubectl.path(&["namespace", "held"], "{.status.conditions[*].status}")?;
+        check(conditions == "False False False False False", || conditions)
+    });
+    let others = kubectl.path(&["configmap/held", "secret/free"], "{.items[*].metadata.deletionTimestamp}").unwrap();
+    assert_eq!(others, "");
+    let release = r#"{"metadata": {"finalizers": null}}"#;
+    kubectl.run(&["patch", "pod", "held", "--type=merge", "-p", release]).ok();
+    // Then all others go, and what cannot is told.
+    eventually(PATIENCE, || {
+        let described = kubectl.run(&["describe", "namespace", "held"]).result()?;
+        let told = [
+            "Status:       Terminating",
+            "NamespaceDeletionContentFailure",
+            "All content successfully deleted, may be waiting on finalization",
+            "SomeResourcesRemain",
+            "Some resources are remaining: configmaps. has 1 resource instances",
+            "SomeFinalizerRemain",
+            "Some finalizers are remaining: example.com/hold in 1 resource instances",
+        ];
+        check(told.iter().all(|text| described.contains(text)), || described.clone())
+    });
+    kubectl.run(&["get", "secret", "free"]).fails_with("NotFound");
+    kubectl.run(&["patch", "configmap", "held", "--type=merge", "-p", release]).ok();
+    kubectl.run(&["wait", "--for=delete", "namespace/held", "--timeout=20s"]).ok();
 }
 
 fn waiting() {
