@@ -72,8 +72,16 @@ impl Apt {
         command
     }
 
-    /// Downloads one package alone and unpacks it to `to`, which is replaced.
-    pub(crate) fn unpack_one(&self, package: &str, to: &Path) -> Result<()> {
+    /// Downloads packages, without what they depend on, and unpacks them to `to`, which is replaced.
+    pub(crate) fn unpack(&self, packages: &[&str], to: &Path) -> Result<()> {
+        if to.exists() {
+            fs::remove_dir_all(to)?;
+        }
+        fs::create_dir_all(to)?;
+        packages.iter().try_for_each(|package| unpack(&self.download(package)?, to))
+    }
+
+    fn download(&self, package: &str) -> Result<PathBuf> {
         shell::output(self.command("apt-get").arg("download").arg(package))?;
         let newest = fs::read_dir(self.dir.join("debs"))?
             .filter_map(Result::ok)
@@ -84,11 +92,7 @@ impl Apt {
             })
             .max_by_key(|path| fs::metadata(path).and_then(|data| data.modified()).ok());
         let Some(deb) = newest else { bail!("apt-get downloaded no {package}") };
-        if to.exists() {
-            fs::remove_dir_all(to)?;
-        }
-        fs::create_dir_all(to)?;
-        unpack(&deb, to)
+        Ok(deb)
     }
 
     /// Downloads packages with everything that they depend on, and returns the files by package name.

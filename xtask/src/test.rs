@@ -80,6 +80,7 @@ pub(crate) fn e2e(filters: &[&str]) -> Result<()> {
     tools::etcdctl()?;
     tools::registry()?;
     tools::swagger_ui()?;
+    tools::helm()?;
     images::all()?;
     shell::run(&mut shell::cargo(&["build", "--quiet", "--workspace", "--bins", "--tests"]))?;
     let mut tests = shell::cargo(&["test", "--quiet", "--workspace", "--test", "e2e", "--"]);

@@ -29,6 +29,11 @@ const REGISTRY_SUITE: &str = "bookworm";
 /// Has the files of Swagger UI, which FastAPI's pages want from the Internet.
 const SWAGGER_UI: &str = "flask-swagger-ui==5.34.0";
 const CARGO_DENY: &str = "0.20.2";
+/// The Helm that the tests run.
+const HELM: &str = "v4.3.1";
+/// What its `go.mod` asks for, and the Debian suite that has it.
+const GO: &str = "1.26";
+const GO_SUITE: &str = "sid";
 
 /// Installs packages for the programs that are missing.
 pub(crate) fn programs() -> Result<()> {
@@ -87,6 +92,23 @@ pub(crate) fn registry() -> Result<()> {
     .map(drop)
 }
 
+/// Builds Helm to `target/tools/helm`; modules and what is compiled of them stay in Go's own caches.
+pub(crate) fn helm() -> Result<()> {
+    tool("helm", |path| {
+        println!("building Helm {HELM}");
+        let bin = path.with_extension("bin");
+        let mut install = shell::command(go()?);
+        install.args(["install", "-trimpath", "-ldflags", "-s -w", &format!("helm.sh/helm/v4/cmd/helm@{HELM}")]);
+        // Another toolchain than the one that was chosen would be a download.
+        install.env("GOBIN", &bin).env("GOTOOLCHAIN", "local").env("CGO_ENABLED", "0");
+        shell::output(&mut install).with_context(|| format!("cannot build Helm {HELM}"))?;
+        fs::rename(bin.join("helm"), path)?;
+        fs::remove_dir(bin)?;
+        Ok(())
+    })
+    .map(drop)
+}
+
 /// Puts the files of Swagger UI to `target/tools/swagger-ui/flask_swagger_ui/dist`.
 pub(crate) fn swagger_ui() -> Result<()> {
     tool("swagger-ui", |path| {
@@ -95,6 +117,33 @@ pub(crate) fn swagger_ui() -> Result<()> {
         shell::run(pip.args(["--root-user-action=ignore", SWAGGER_UI]))
     })
     .map(drop)
+}
+
+/// A Go that is new enough: the machine's own, or else Debian's below `target/tools`.
+fn go() -> Result<PathBuf> {
+    if is_there("go") {
+        let version = shell::output(shell::command("go").args(["env", "GOVERSION"]).env("GOTOOLCHAIN", "local"))?;
+        if is_new_enough(&version) {
+            return Ok("go".into());
+        }
+        println!("{} is too old: Helm needs Go {GO}", version.trim());
+    }
+    let root = tool(&format!("go-{GO}"), |path| {
+        println!("fetching Go {GO} of Debian {GO_SUITE}");
+        let apt = Apt::new(GO_SUITE)?;
+        let packages = ["go", "src"].map(|part| format!("golang-{GO}-{part}"));
+        apt.unpack(&[&packages[0], &packages[1]], path)
+    })?;
+    Ok(root.join(format!("usr/lib/go-{GO}/bin/go")))
+}
+
+/// Of versions as `go1.26.8`.
+fn is_new_enough(version: &str) -> bool {
+    let numbers = |text: &str| text.split('.').take(2).map(|part| part.parse().ok()).collect::<Option<Vec<u32>>>();
+    match (numbers(version.trim().trim_start_matches("go")), numbers(GO)) {
+        (Some(found), Some(wanted)) => found >= wanted,
+        _ => false,
+    }
 }
 
 /// cargo-deny, which takes minutes to build; the machine's own is taken if there is one.
@@ -122,7 +171,7 @@ pub(crate) fn cargo_deny() -> Result<PathBuf> {
 /// Takes one file out of a package.
 pub(crate) fn from_package(suite: &str, package: &str, file: &str, to: &Path) -> Result<()> {
     let unpacked = to.with_extension("unpacked");
-    Apt::new(suite)?.unpack_one(package, &unpacked)?;
+    Apt::new(suite)?.unpack(&[package], &unpacked)?;
     fs::copy(unpacked.join(file), to).with_context(|| format!("{package} of {suite} has no {file}"))?;
     fs::remove_dir_all(unpacked)?;
     Ok(())
@@ -139,4 +188,18 @@ pub(crate) fn tool(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result
         fs::rename(draft, &path)?;
     }
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn go_is_compared_by_numbers() {
+        for (version, enough) in
+            [("go1.26.8\n", true), ("go1.27", true), ("go2.0.1", true), ("go1.9.7", false), ("devel", false)]
+        {
+            assert_eq!(is_new_enough(version), enough, "{version}");
+        }
+    }
 }

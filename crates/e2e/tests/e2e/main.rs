@@ -16,6 +16,7 @@ mod extension;
 mod extension_server;
 mod faults;
 mod guides;
+mod helm;
 mod images;
 mod ingress;
 mod kubectl;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
                 csi::TESTS,
                 autoscaling::TESTS,
                 monitoring::TESTS,
+                helm::TESTS,
                 scheduling::TESTS,
                 crashes::TESTS,
                 dashboard::TESTS,
