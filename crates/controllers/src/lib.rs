@@ -6,6 +6,7 @@
 
 mod attachdetach;
 mod certificates;
+mod clusterroleaggregation;
 mod cronjob;
 mod custom;
 mod daemonset;
@@ -116,6 +117,7 @@ pub async fn run(config: Config, informers: Informers) {
     controllers.spawn(ephemeralvolume::run(informers.clone()));
     controllers.spawn(localvolumes::run(informers.clone()));
     controllers.spawn(certificates::run(informers.clone(), config.authority));
+    controllers.spawn(clusterroleaggregation::run(informers.clone()));
     controllers.spawn(garbagecollector::run(informers));
     while let Some(ended) = controllers.join_next().await {
         if let Err(error) = ended {

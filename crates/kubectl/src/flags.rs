@@ -1,6 +1,6 @@
 //! Flags as kubectl's library reads them: anywhere on the line, long and short, values after `=` or a space.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     error::{Error, Result},
@@ -78,6 +78,8 @@ impl Flag {
 pub(crate) struct Parsed {
     given: BTreeMap<&'static str, Vec<String>>,
     defaults: BTreeMap<&'static str, &'static str>,
+    /// Flags that the command has of its own besides those of the same name that every command has.
+    own: BTreeSet<&'static str>,
     /// The words that are not flags.
     pub(crate) args: Vec<String>,
     /// How many of them stand before `--`, if that is there.
@@ -94,6 +96,9 @@ impl Parsed {
             defaults: known.iter().copied().flatten().map(|flag| (flag.name, flag.default)).collect(),
             ..Parsed::default()
         };
+        let mut names = BTreeSet::new();
+        parsed.own =
+            known.iter().copied().flatten().map(|flag| flag.name).filter(|name| !names.insert(*name)).collect();
         let mut words = words.iter();
         while let Some(word) = words.next() {
             if word == "--" {
@@ -196,6 +201,12 @@ impl Parsed {
         self.given(name).then(|| self.text(name))
     }
 
+    /// The value of a flag that every command has, if it stands on the line. `--user` of `create rolebinding` is not
+    /// the user of the kubeconfig.
+    pub(crate) fn global(&self, name: &str) -> Option<&str> {
+        self.some(name).filter(|_| !self.own.contains(name))
+    }
+
     /// Whether a flag is on.
     pub(crate) fn is(&self, name: &str) -> bool {
         self.text(name) == "true"
@@ -242,6 +253,15 @@ mod tests {
     fn parse(line: &str) -> Result<Parsed> {
         let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
         Parsed::parse(&words, &[FLAGS], "kubectl exec")
+    }
+
+    #[test]
+    fn a_flag_of_the_command_hides_that_of_all() {
+        let words = ["--user", "bob", "--cluster=c"].map(str::to_owned);
+        let global = [Flag::text("user", ""), Flag::text("cluster", "")];
+        let parsed = Parsed::parse(&words, &[&[Flag::array("user", "")], &global], "kubectl").unwrap();
+        assert_eq!((parsed.list("user"), parsed.global("user")), (&["bob".to_owned()][..], None));
+        assert_eq!(parsed.global("cluster"), Some("c"));
     }
 
     #[test]

@@ -122,7 +122,7 @@ impl Kubeconfig {
             None => &nothing,
         };
         let part = |list: &str, field: &str, flag: &str, kind: &str| -> Result<(Value, PathBuf)> {
-            let given = flags.some(flag);
+            let given = flags.global(flag);
             let name = given.or(context[field].as_str()).unwrap_or_default();
             match self.find(list, name) {
                 Some((entry, file)) => Ok((entry[kind].clone(), file.path.clone())),

@@ -2,10 +2,8 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::io;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use http::{Request, Response, StatusCode};

@@ -5,7 +5,7 @@ use serde_json::Value;
 use skiff_api::Status;
 
 use super::{Admission, Attributes, Operation};
-use crate::rbac::{self, Attributes as Asked};
+use crate::rbac::{self, Attributes as Asked, PolicyRule};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 
@@ -33,8 +33,16 @@ pub(super) fn admit(
     };
     let granted = match a.resource.kind {
         "Role" | "ClusterRole" => {
-            if old.is_some_and(|old| old["rules"] == value["rules"]) || may("escalate", a.resource.plural, &a.name) {
+            let same = |old: &Value| ["rules", "aggregationRule"].iter().all(|field| old[*field] == value[*field]);
+            if old.is_some_and(same) || may("escalate", a.resource.plural, &a.name) {
                 return Ok(());
+            }
+            // What it gathers may be anything.
+            if gathers(value) || old.is_some_and(gathers) {
+                let held = authorizer.rules(a.user, "");
+                if !everything().iter().all(|rule| rbac::covers(&held, rule)) {
+                    return Err(a.refuse("must have cluster-admin privileges to use the aggregationRule".to_owned()));
+                }
             }
             rbac::rules_of(value)
         }
@@ -73,6 +81,19 @@ pub(super) fn admit(
         a.user.name,
         missing.join("\n")
     )))
+}
+
+fn gathers(role: &Value) -> bool {
+    role["aggregationRule"]["clusterRoleSelectors"].as_array().is_some_and(|selectors| !selectors.is_empty())
+}
+
+/// What an administrator of the cluster may do.
+fn everything() -> [PolicyRule; 2] {
+    let all = || vec!["*".to_owned()];
+    [
+        PolicyRule { verbs: all(), api_groups: all(), resources: all(), ..PolicyRule::default() },
+        PolicyRule { verbs: all(), non_resource_urls: all(), ..PolicyRule::default() },
+    ]
 }
 
 fn quoted(list: &[String]) -> String {

@@ -113,7 +113,7 @@ async fn ensure(
     }
 }
 
-/// Makes an object be what is wanted in these fields.
+/// Makes an object be what is wanted in these fields, and have the labels.
 async fn ensure_fields(
     engine: &Engine,
     group: &'static str,
@@ -130,6 +130,9 @@ async fn ensure_fields(
         let mut new = old.clone();
         for field in fields {
             new[*field] = object[*field].clone();
+        }
+        for (label, value) in object["metadata"]["labels"].as_object().into_iter().flatten() {
+            new["metadata"]["labels"][label] = value.clone();
         }
         Ok(new)
     };

@@ -97,8 +97,9 @@ fn metrics_reader() -> Value {
     rule(READ, &["metrics.k8s.io"], &["nodes", "pods"])
 }
 
+/// What [`view`] lacks.
 fn edit() -> Vec<Value> {
-    let mut rules = view();
+    let mut rules = Vec::new();
     // Endpoints are not for users to write: they could lead traffic anywhere.
     for (group, resources) in NAMESPACED.iter().filter(|(g, _)| *g != "discovery.k8s.io") {
         let resources: Vec<&str> = resources.iter().copied().filter(|r| *r != "endpoints").collect();
@@ -124,12 +125,26 @@ fn edit() -> Vec<Value> {
     rules
 }
 
+/// What [`edit`] lacks.
 fn admin() -> Vec<Value> {
-    let mut rules = edit();
     let all: Vec<&str> = READ.iter().chain(WRITE).copied().collect();
-    rules.push(rule(&all, &[GROUP], &["rolebindings", "roles"]));
-    rules.push(rule(&["create"], &["authorization.k8s.io"], &["localsubjectaccessreviews"]));
-    rules
+    vec![
+        rule(&all, &[GROUP], &["rolebindings", "roles"]),
+        rule(&["create"], &["authorization.k8s.io"], &["localsubjectaccessreviews"]),
+    ]
+}
+
+/// The roles that gather the rules of others: name, which roles they gather, which role gathers them, and the rules that
+/// they begin with, until a controller looks after them.
+fn gathering() -> [(&'static str, &'static str, Option<&'static str>, Vec<Value>); 3] {
+    let edit = [edit(), view()].concat();
+    let admin = [edit.clone(), admin()].concat();
+    [("admin", "admin", None, admin), ("edit", "edit", Some("admin"), edit), ("view", "view", Some("edit"), view())]
+}
+
+/// The label of a role whose rules another one gathers.
+fn aggregate_to(role: &str) -> String {
+    format!("rbac.authorization.k8s.io/aggregate-to-{role}")
 }
 
 fn node() -> Vec<Value> {
@@ -181,9 +196,9 @@ fn cluster_roles() -> Vec<(&'static str, Vec<Value>)> {
     ];
     vec![
         ("cluster-admin", vec![rule(&["*"], &["*"], &["*"]), json!({"verbs": ["*"], "nonResourceURLs": ["*"]})]),
-        ("admin", admin()),
-        ("edit", edit()),
-        ("view", view()),
+        ("system:aggregate-to-admin", admin()),
+        ("system:aggregate-to-edit", edit()),
+        ("system:aggregate-to-view", view()),
         ("system:aggregated-metrics-reader", vec![metrics_reader()]),
         // For servers that ask this one who somebody is and what he may do.
         (
@@ -347,10 +362,22 @@ pub(super) async fn ensure(engine: &Engine) -> Result<(), Status> {
             "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"},
         })
     };
+    let cluster_role = |name: &str, rules: &[Value], gathered_by: Option<&str>| {
+        let mut meta = meta(name);
+        if let Some(role) = gathered_by {
+            meta["labels"][aggregate_to(role)] = "true".into();
+        }
+        json!({"apiVersion": format!("{GROUP}/v1"), "kind": "ClusterRole", "metadata": meta, "rules": rules})
+    };
     for (name, rules) in cluster_roles() {
-        let role =
-            json!({"apiVersion": format!("{GROUP}/v1"), "kind": "ClusterRole", "metadata": meta(name), "rules": rules});
+        let role = cluster_role(name, &rules, name.strip_prefix("system:aggregate-to-"));
         ensure_fields(engine, GROUP, "clusterroles", "", role, &["rules"]).await?;
+    }
+    for (name, gathers, gathered_by, rules) in gathering() {
+        let mut role = cluster_role(name, &rules, gathered_by);
+        let selector = json!({"matchLabels": {aggregate_to(gathers): "true"}});
+        role["aggregationRule"] = json!({"clusterRoleSelectors": [selector]});
+        ensure_fields(engine, GROUP, "clusterroles", "", role, &["aggregationRule"]).await?;
     }
     for (name, role, subjects) in bindings() {
         let binding = json!({

@@ -92,7 +92,7 @@ async fn an_account_without_a_namespace_is_of_the_bindings() {
     let bindings = format!("{RBAC}/namespaces/default/rolebindings");
     let made = api.created(&bindings, binding).await;
     assert_eq!(made["subjects"], json!([{"kind": "ServiceAccount", "name": "robot"}]));
-    let robot = |namespace: &str| User::known(&format!("system:serviceaccount:{namespace}:robot"), &[]);
+    let robot = |namespace: &str| User::known(format!("system:serviceaccount:{namespace}:robot"), &[]);
     assert_eq!(api.by(robot("default")).get(CONFIG_MAPS).await.0, 200);
     assert_eq!(api.by(robot("kube-system")).get(CONFIG_MAPS).await.0, 403);
     let table = api.with("accept", "application/json;as=Table;v=v1;g=meta.k8s.io").get(&bindings).await.1;
@@ -125,6 +125,41 @@ async fn nobody_grants_more_than_he_has() {
         "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "jane"}],
     });
     assert_eq!(jane.post(&format!("{RBAC}/namespaces/default/rolebindings"), binding).await.0, 403);
+}
+
+#[tokio::test]
+async fn roles_gather_others() {
+    let api = Api::start().await;
+    let roles = format!("{RBAC}/clusterroles");
+    let label = |to: &str| format!("rbac.authorization.k8s.io/aggregate-to-{to}");
+    for (name, gathered_by) in [("admin", None), ("edit", Some("admin")), ("view", Some("edit"))] {
+        let (_, role) = api.get(&format!("{roles}/{name}")).await;
+        let selectors = json!([{"matchLabels": {label(name): "true"}}]);
+        assert_eq!(role["aggregationRule"], json!({"clusterRoleSelectors": selectors}));
+        let labels = role["metadata"]["labels"].as_object().unwrap();
+        assert_eq!(labels.len(), 1 + gathered_by.iter().count());
+        assert!(gathered_by.is_none_or(|by| labels[&label(by)] == "true"), "{labels:?}");
+        let (_, role) = api.get(&format!("{roles}/system:aggregate-to-{name}")).await;
+        assert_eq!(role["metadata"]["labels"][label(name)], "true");
+    }
+    // Who may write roles may not thereby have all that there are.
+    let write = json!({"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["clusterroles"], "verbs": ["*"]});
+    api.created(&roles, json!({"metadata": {"name": "writer"}, "rules": [write]})).await;
+    let binding = json!({
+        "metadata": {"name": "writer"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "writer"},
+        "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "jane"}],
+    });
+    api.created(&format!("{RBAC}/clusterrolebindings"), binding).await;
+    // `escalate` is among all verbs, so these are fewer.
+    let fewer = json!([{"op": "replace", "path": "/rules/0/verbs", "value": ["create", "update", "patch"]}]);
+    assert_eq!(api.patch(&format!("{roles}/writer"), "json", fewer).await.0, 200);
+    let greedy = json!({"metadata": {"name": "greedy"}, "aggregationRule": {"clusterRoleSelectors": [{}]}});
+    let (code, status) = api.by(jane()).post(&roles, greedy.clone()).await;
+    assert_eq!(code, 403);
+    let message = status["message"].as_str().unwrap();
+    assert!(message.ends_with("must have cluster-admin privileges to use the aggregationRule"), "{message}");
+    api.created(&roles, greedy).await;
 }
 
 #[tokio::test]

@@ -29,6 +29,7 @@ tests![
     selectors_and_limits,
     service_accounts_and_tokens,
     nobody_may_do_what_no_role_allows,
+    kinds_come_into_the_roles_for_users,
 ];
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -554,4 +555,37 @@ fn nobody_may_do_what_no_role_allows() {
 
 pub(crate) fn items(list: &Value) -> &[Value] {
     list["items"].as_array().map_or(&[], Vec::as_slice)
+}
+
+/// As operators do it for theirs.
+fn kinds_come_into_the_roles_for_users() {
+    // One that is in neither `edit` nor `view`.
+    const KIND: &str = "rolebindings.rbac.authorization.k8s.io";
+    let kubectl = shared::server("roles");
+    kubectl.run(&["create", "rolebinding", "bob", "--clusterrole=edit", "--user=bob"]).ok();
+    let may = |verb: &str, resource: &str| kubectl.run(&["auth", "can-i", verb, resource, "--as=bob"]).stdout;
+    assert_eq!((may("create", "pods").trim(), may("list", KIND).trim()), ("yes", "no"));
+    kubectl.apply(
+        "apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata:
+  name: example-view
+  labels: {rbac.authorization.k8s.io/aggregate-to-view: 'true'}
+rules:
+- {apiGroups: [rbac.authorization.k8s.io], resources: [rolebindings], verbs: [get, list, watch]}
+",
+    );
+    // `edit` has all that `view` has.
+    let seen = |wanted: &str| {
+        eventually(PATIENCE, || {
+            let rules = kubectl.run(&["describe", "clusterrole", "edit"]).result()?;
+            let said = if rules.contains(KIND) { "yes" } else { "no" };
+            check(said == wanted, || rules.clone())
+        });
+    };
+    seen("yes");
+    let asked = [may("list", KIND), may("delete", KIND)];
+    assert_eq!(asked.each_ref().map(|answer| answer.trim()), ["yes", "no"]);
+    kubectl.run(&["delete", "clusterrole", "example-view"]).ok();
+    seen("no");
 }

@@ -184,6 +184,7 @@ fn reading() {
         "create cronjob x --image=busybox --schedule=@daily --dry-run=client -o yaml",
         "create role x --verb=get,list --resource=pods,deployments.apps --dry-run=client -o yaml",
         "create rolebinding x --role=x --serviceaccount=a:b --dry-run=client -o yaml",
+        "create clusterrolebinding x --clusterrole=view --user=bob --user=eve --dry-run=server -o name",
         "create ingress x --rule=foo.com/bar*=svc:80,tls=s --dry-run=client -o yaml",
         "create quota x --hard=pods=1 --dry-run=client -o yaml",
         "create poddisruptionbudget x --selector=a=b --min-available=1 --dry-run=client -o yaml",
