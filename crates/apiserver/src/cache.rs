@@ -1,9 +1,10 @@
 //! The watch cache: every object of one kind in memory, complete and consistent, with recent changes.
 //!
 //! Guarantees:
-//! - A read sees every write that was acknowledged before the read began: it waits until the changes that
-//!   were queued to this cache by then are applied. An acknowledged write is always queued already (that is
-//!   the store's guarantee), so there is no round trip.
+//! - A read sees every write that was acknowledged before the read began, by whichever API server: it asks the store
+//!   how far it is, and waits until the changes that were queued to this cache by then are applied. What the store
+//!   knows of is always queued already (that is its guarantee), so there is no round trip but that of a store which
+//!   others write to as well.
 //! - A watch gets every change after its start once and in order, or ends. It never skips.
 //!
 //! Lock order: only `state`; nothing is awaited and nothing encoded under it but the change at hand.
@@ -325,7 +326,17 @@ impl Cache {
 
     /// Waits until everything acknowledged before this call can be read; the revision it is then at.
     pub async fn fresh(&self) -> Result<Revision, CacheError> {
-        let current = self.store.revision();
+        let current = self.store.latest().await?;
+        self.follow_up(current).await
+    }
+
+    /// Waits until everything that this server knows of can be read: what others have written to the same store may be
+    /// missing yet. For what is eventually consistent upstream too, and asked with every request.
+    pub async fn settled(&self) -> Result<Revision, CacheError> {
+        self.follow_up(self.store.revision()).await
+    }
+
+    async fn follow_up(&self, current: Revision) -> Result<Revision, CacheError> {
         let Some(target) = self.progress.read().as_ref().map(Progress::enqueued) else {
             self.wait_for(Revision(1), Duration::from_secs(10)).await.map_err(|_| CacheError::NotReady)?;
             return Ok(self.state.read().revision.max(current));
@@ -487,18 +498,17 @@ impl Cache {
             return Err(CacheError::TooOld { requested: after, oldest });
         }
         let mut feed = self.store.watch(&self.prefix, Some(after.next()));
+        // The store may have been compacted by another server: its first answer tells.
+        let mut next = match feed.recv().await {
+            Err(skiff_store::Error::Compacted { compacted, .. }) => {
+                return Err(CacheError::TooOld { requested: after, oldest: compacted });
+            }
+            first => first?,
+        };
         let (queue, live) = mpsc::channel(64);
         let cache = self.clone();
         tokio::spawn(async move {
-            loop {
-                let batch = match feed.recv().await {
-                    Ok(Some(batch)) => batch,
-                    Ok(None) => return,
-                    Err(error) => {
-                        tracing::debug!(%error, prefix = cache.prefix, "watch from the past ended");
-                        return;
-                    }
-                };
+            while let Some(batch) = next {
                 for event in &batch.events {
                     let Some(change) = cache.historical_change(event) else { return };
                     if let Some(seen) = change.seen_by(&filter, cache.indexing.selectable)
@@ -510,6 +520,13 @@ impl Cache {
                 if queue.is_closed() {
                     return;
                 }
+                next = match feed.recv().await {
+                    Ok(next) => next,
+                    Err(error) => {
+                        tracing::debug!(%error, prefix = cache.prefix, "watch from the past ended");
+                        return;
+                    }
+                };
             }
         });
         Ok(CacheWatch { backlog: VecDeque::new(), live })

@@ -131,7 +131,7 @@ impl Authorizer {
     /// lags behind a little; here the next request already sees what was granted or taken away.
     pub async fn settle(&self) {
         for plural in ["roles", "clusterroles", "rolebindings", "clusterrolebindings"] {
-            if let Err(error) = self.registry.builtin(GROUP, plural).cache.fresh().await {
+            if let Err(error) = self.registry.builtin(GROUP, plural).cache.settled().await {
                 tracing::warn!(%error, plural, "authorization: the roles may be out of date");
             }
         }

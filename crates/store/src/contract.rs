@@ -328,6 +328,7 @@ async fn own_writes_are_queued(store: Shared) {
         let revision = put(&store, "/contract/own/a", &number.to_string()).await;
         assert!(store.revision() >= revision);
         assert!(progress.enqueued() >= revision);
+        assert!(store.latest().await.expect("the last revision") >= revision);
     }
     let queued = watch.enqueued();
     put(&store, "/contract/other", "x").await;

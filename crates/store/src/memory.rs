@@ -156,6 +156,11 @@ impl Store for MemoryStore {
         self.state.lock().revision
     }
 
+    /// Nobody else writes.
+    fn latest(&self) -> BoxFuture<'_, Result<Revision>> {
+        std::future::ready(Ok(self.revision())).boxed()
+    }
+
     fn compacted(&self) -> Revision {
         self.state.lock().compacted
     }

@@ -66,10 +66,18 @@ pub trait Store: Send + Sync + 'static {
     /// Errors: `LeaseNotFound`.
     fn lease_revoke(&self, id: LeaseId) -> BoxFuture<'_, Result<()>>;
 
-    /// The last acknowledged revision. Cheap.
+    /// How far this store is known here: the events of everything up to this revision have been queued to every
+    /// matching watcher. Not less than the revision of any write that was acknowledged here; when others write to the
+    /// same store too it may be behind their last one, see [`latest`](Store::latest). Cheap.
     fn revision(&self) -> Revision;
 
-    /// The revision of the last compaction; [`Revision::ZERO`] if there was none. Cheap.
+    /// Waits until everything that was acknowledged to anybody before this call is known here, which is then at least
+    /// at the revision returned: what [`revision`](Store::revision) says of a store that nobody else writes to.
+    ///
+    /// Errors: `Unavailable`.
+    fn latest(&self) -> BoxFuture<'_, Result<Revision>>;
+
+    /// The revision of the last compaction that is known here; [`Revision::ZERO`] if there was none. Cheap.
     fn compacted(&self) -> Revision;
 }
 

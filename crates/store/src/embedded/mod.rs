@@ -288,6 +288,11 @@ impl Store for Embedded {
         self.shared.watchers.current()
     }
 
+    /// Nobody else writes.
+    fn latest(&self) -> BoxFuture<'_, Result<Revision>> {
+        std::future::ready(Ok(self.revision())).boxed()
+    }
+
     fn compacted(&self) -> Revision {
         self.shared.compacted()
     }

@@ -212,6 +212,10 @@ impl Store for Encrypted {
         self.inner.revision()
     }
 
+    fn latest(&self) -> BoxFuture<'_, Result<Revision>> {
+        self.inner.latest()
+    }
+
     fn compacted(&self) -> Revision {
         self.inner.compacted()
     }
