@@ -1,4 +1,5 @@
-//! Writes the gRPC servers of etcd's services from the tables below; the messages are written by hand.
+//! Writes the gRPC servers of etcd's services from the tables below; the messages are the store's, which speaks
+//! them too.
 
 use tonic_build::manual::{Builder, Method, Service};
 
@@ -56,8 +57,8 @@ fn main() {
             let mut method = Method::builder()
                 .name(snake_case(route))
                 .route_name(route)
-                .input_type(format!("crate::messages::{message}Request"))
-                .output_type(format!("crate::messages::{message}Response"))
+                .input_type(format!("skiff_store::etcd::messages::{message}Request"))
+                .output_type(format!("skiff_store::etcd::messages::{message}Response"))
                 .codec_path("tonic_prost::ProstCodec");
             if *in_stream {
                 method = method.client_streaming();

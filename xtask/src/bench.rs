@@ -15,7 +15,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     tools::kubectls()?;
     images::all()?;
-    let etcd = tools::tool("etcd", |path| tools::from_package("trixie", "etcd-server", "usr/bin/etcd", path))?;
+    let etcd = tools::etcd()?;
     // In one build, so that what both use is built once.
     let packages = ["--release", "--package", "skiff", "--package", "skiff-e2e"];
     shell::run(&mut shell::cargo(&[&["build"], &packages[..], &["--bins", "--benches"]].concat()))?;

@@ -59,6 +59,7 @@ pub(crate) fn section(name: &str, run: impl FnOnce() -> Result<()>) -> Result<()
 
 fn unit() -> Result<()> {
     tools::programs()?;
+    tools::etcd()?;
     // All packages are selected in both sections, so that both use one build: what features a dependency
     // has follows from the selection.
     shell::run(&mut shell::cargo(&[
@@ -78,6 +79,7 @@ pub(crate) fn e2e(filters: &[&str]) -> Result<()> {
     tools::programs()?;
     tools::kubectls()?;
     tools::etcdctl()?;
+    tools::etcd()?;
     tools::registry()?;
     tools::swagger_ui()?;
     tools::helm()?;

@@ -146,6 +146,14 @@ fn is_new_enough(version: &str) -> bool {
     }
 }
 
+/// Puts Debian's etcd to `target/tools/etcd`.
+pub(crate) fn etcd() -> Result<PathBuf> {
+    tool("etcd", |path| {
+        println!("fetching etcd of Debian {ETCD_SUITE}");
+        from_package(ETCD_SUITE, "etcd-server", "usr/bin/etcd", path)
+    })
+}
+
 /// cargo-deny, which takes minutes to build; the machine's own is taken if there is one.
 pub(crate) fn cargo_deny() -> Result<PathBuf> {
     if is_there("cargo-deny") {

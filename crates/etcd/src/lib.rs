@@ -8,8 +8,6 @@ pub mod bolt;
 mod kv;
 mod lease;
 mod maintenance;
-#[allow(unreachable_pub, reason = "the generated traits are public and name them")]
-mod messages;
 pub mod snapshot;
 mod txn;
 mod watch;
@@ -18,13 +16,14 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use skiff_store::{Code, Embedded, Error, Revision, Store};
+use skiff_store::{
+    Code, Embedded, Error, Revision, Store,
+    etcd::messages::{self, ResponseHeader},
+};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tonic::Status;
 use tower::ServiceExt as _;
-
-use self::messages::ResponseHeader;
 
 /// The version of etcd whose API this is.
 pub(crate) const VERSION: &str = "3.6.0";

@@ -1,4 +1,4 @@
-//! The store: etcd's semantics on an embedded engine.
+//! The store: etcd's semantics, on an embedded engine or in a real etcd.
 //!
 //! One strictly increasing [`Revision`] for the whole store, compare-and-swap on a key's last
 //! revision, reads at a past revision, watches from a revision, compaction and leases. The API server
@@ -10,6 +10,7 @@ mod compaction;
 pub mod embedded;
 mod encrypted;
 mod error;
+pub mod etcd;
 mod kv;
 mod store;
 mod txn;
@@ -20,10 +21,11 @@ pub mod contract;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
 
-pub use compaction::{DEFAULT_COMPACTION_PERIOD, compact_periodically};
+pub use compaction::{DEFAULT_COMPACTION_PERIOD, compact_periodically, compact_together};
 pub use embedded::{Embedded, Options};
 pub use encrypted::{Encrypted, KeyError, Provider, Rule};
 pub use error::{Code, Error, Result};
+pub use etcd::EtcdStore;
 pub use kv::{Event, EventKind, GetResponse, KeyValue, Lease, LeaseId, RangeResponse, Revision};
 pub use store::{Store, prefix_end};
 pub use txn::{Compare, MAX_TXN_OPS, Op, OpResult, Txn, TxnOutcome, TxnResponse};

@@ -5,6 +5,7 @@ mod contract;
 mod crash;
 mod damage;
 mod engine;
+mod etcd;
 mod full;
 mod model;
 mod power;

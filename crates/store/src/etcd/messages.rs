@@ -1,4 +1,6 @@
-//! The messages of etcd's v3 API, as far as it is served here, under their published names and numbers.
+//! The messages of etcd's v3 API under their published names and numbers, as far as this program sends or serves them.
+
+#![allow(missing_docs, reason = "they are etcd's, and documented there")]
 
 use bytes::Bytes;
 
