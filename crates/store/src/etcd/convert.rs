@@ -18,7 +18,7 @@ impl Keys {
     /// A key as etcd has it.
     ///
     /// Errors: `InvalidArgument` for a key that is none of this store's.
-    pub(super) fn to_etcd(&self, key: &str) -> Result<Bytes> {
+    pub(super) fn etcd_key(&self, key: &str) -> Result<Bytes> {
         match key.strip_prefix(&self.root) {
             Some(rest) => Ok(format!("{}{rest}", self.prefix).into()),
             None => Err(Error::InvalidArgument {
@@ -28,7 +28,7 @@ impl Keys {
         }
     }
 
-    fn from_etcd(&self, key: &[u8]) -> Result<Arc<str>> {
+    fn our_key(&self, key: &[u8]) -> Result<Arc<str>> {
         let text = std::str::from_utf8(key).ok().and_then(|key| key.strip_prefix(&self.prefix));
         match text {
             Some(rest) => Ok(format!("{}{rest}", self.root).into()),
@@ -48,9 +48,9 @@ impl Keys {
         let end = if keys.end.is_empty() || keys.end == prefix_end(&self.root) {
             everything.end
         } else {
-            self.to_etcd(keys.end)?
+            self.etcd_key(keys.end)?
         };
-        Ok((self.to_etcd(keys.start)?, end))
+        Ok((self.etcd_key(keys.start)?, end))
     }
 
     pub(super) fn prefix_range(&self, prefix: &str) -> Result<Range<Bytes>> {
@@ -60,7 +60,7 @@ impl Keys {
 
     pub(super) fn key_value(&self, kv: m::KeyValue) -> Result<KeyValue> {
         Ok(KeyValue {
-            key: self.from_etcd(&kv.key)?,
+            key: self.our_key(&kv.key)?,
             value: kv.value,
             create_revision: revision(kv.create_revision),
             mod_revision: revision(kv.mod_revision),
@@ -146,9 +146,9 @@ mod tests {
     #[test]
     fn keys_have_another_beginning_in_etcd() {
         let keys = Keys { root: "/registry".into(), prefix: "/a".into() };
-        assert_eq!(keys.to_etcd("/registry/pods/x").unwrap(), "/a/pods/x");
-        assert_eq!(&*keys.from_etcd(b"/a/pods/x").unwrap(), "/registry/pods/x");
-        assert_eq!(keys.to_etcd("/other").unwrap_err().code(), Code::InvalidArgument);
+        assert_eq!(keys.etcd_key("/registry/pods/x").unwrap(), "/a/pods/x");
+        assert_eq!(&*keys.our_key(b"/a/pods/x").unwrap(), "/registry/pods/x");
+        assert_eq!(keys.etcd_key("/other").unwrap_err().code(), Code::InvalidArgument);
         assert_eq!(keys.prefix_range("/registry/pods/").unwrap(), Bytes::from("/a/pods/")..Bytes::from("/a/pods0"));
         assert_eq!(keys.range(&("/registry".."/registrz")).unwrap(), (Bytes::from("/a"), Bytes::from("/b")));
         assert_eq!(keys.range(&("/registry/x".."")).unwrap(), (Bytes::from("/a/x"), Bytes::from("/b")));

@@ -58,6 +58,8 @@ pub(super) struct Follow {
     next: Revision,
     goal: Arc<Goal>,
     open: Option<Open>,
+    /// Whether it was open before, or could not be opened.
+    broke_off: bool,
     /// The pieces of an answer that is too large for one message.
     pieces: Vec<m::Event>,
     retry: Duration,
@@ -81,7 +83,16 @@ impl Follow {
         from: Revision,
         goal: Arc<Goal>,
     ) -> Follow {
-        Follow { connection, range, next: from, goal, open: None, pieces: Vec::new(), retry: FIRST_RETRY }
+        Follow {
+            connection,
+            range,
+            next: from,
+            goal,
+            open: None,
+            broke_off: false,
+            pieces: Vec::new(),
+            retry: FIRST_RETRY,
+        }
     }
 
     /// The revision that it goes on from.
@@ -95,6 +106,9 @@ impl Follow {
     pub(super) async fn next(&mut self) -> Result<Step> {
         loop {
             let Some(open) = &mut self.open else {
+                if std::mem::take(&mut self.broke_off) {
+                    self.rest().await;
+                }
                 self.open().await;
                 continue;
             };
@@ -130,10 +144,10 @@ impl Follow {
             self.lost(&Status::unavailable(answer.cancel_reason));
             return Ok(None);
         }
-        self.retry = FIRST_RETRY;
         if answer.created {
             return Ok(None);
         }
+        self.retry = FIRST_RETRY;
         if answer.events.is_empty() && self.pieces.is_empty() {
             let revision = revision_of(answer.header.as_ref());
             if revision < self.next {
@@ -177,7 +191,7 @@ impl Follow {
             Err(status) => {
                 self.connection.failed(endpoint, &status);
                 tracing::warn!(error = %Cause(&status), "cannot watch etcd, trying again");
-                self.rest().await;
+                self.broke_off = true;
             }
         }
     }
@@ -190,6 +204,7 @@ impl Follow {
 
     fn lost(&mut self, status: &Status) {
         self.pieces.clear();
+        self.broke_off = true;
         if let Some(open) = self.open.take() {
             tracing::warn!(error = %Cause(status), from = %self.next, "a watch of etcd broke off, resuming it");
             self.connection.failed(open.endpoint, status);

@@ -40,6 +40,11 @@ impl Latest {
         (Latest { feed, shared }, asking)
     }
 
+    /// Why the last question was not answered, if it was not.
+    pub(super) fn last_failure(&self) -> Option<Error> {
+        self.shared.answered.borrow().1.clone().err()
+    }
+
     /// See [`crate::Store::latest`].
     pub(super) async fn ask(&self) -> Result<Revision> {
         let mut answered = self.shared.answered.subscribe();

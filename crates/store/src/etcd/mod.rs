@@ -102,6 +102,11 @@ impl EtcdStore {
         Ok(EtcdStore { connection, keys, feed, latest, compacted, tasks: [following, asking] })
     }
 
+    /// Why etcd could not be asked for its revision, if that is so since the last read.
+    pub fn last_failure(&self) -> Option<Error> {
+        self.latest.last_failure()
+    }
+
     /// The answer to a write, once its events are queued.
     async fn acknowledged(&self, header: Option<m::ResponseHeader>) -> Result<Revision> {
         let revision = revision_of(header.as_ref());
@@ -155,12 +160,12 @@ impl EtcdStore {
         txn.validate()?;
         let mut request = m::TxnRequest::default();
         for Compare { key, mod_revision } in &txn.compares {
-            request.compare.push(convert::written_at(self.keys.to_etcd(key)?, *mod_revision));
-            let read = m::RangeRequest { key: self.keys.to_etcd(key)?, ..Default::default() };
+            request.compare.push(convert::written_at(self.keys.etcd_key(key)?, *mod_revision));
+            let read = m::RangeRequest { key: self.keys.etcd_key(key)?, ..Default::default() };
             request.failure.push(m::RequestOp { request: Some(request_op::Request::Range(read)) });
         }
         for op in &txn.ops {
-            let key = self.keys.to_etcd(op.key())?;
+            let key = self.keys.etcd_key(op.key())?;
             let op = match op {
                 Op::Put { value, lease, .. } => request_op::Request::Put(m::PutRequest {
                     key,
@@ -232,7 +237,7 @@ impl Store for EtcdStore {
     fn get<'a>(&'a self, key: &'a str, at: Option<Revision>) -> BoxFuture<'a, Result<GetResponse>> {
         async move {
             let request =
-                m::RangeRequest { key: self.keys.to_etcd(key)?, revision: at.map_or(0, number), ..Default::default() };
+                m::RangeRequest { key: self.keys.etcd_key(key)?, revision: at.map_or(0, number), ..Default::default() };
             let answer = self.page(request, at).await?;
             let kv = answer.kvs.into_iter().next().map(|kv| self.keys.key_value(kv)).transpose()?;
             Ok(GetResponse { kv, revision: at.unwrap_or(revision_of(answer.header.as_ref())) })
