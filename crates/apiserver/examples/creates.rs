@@ -83,6 +83,7 @@ async fn start(store: Arc<dyn Store>) -> Result<Arc<ApiServer>, Box<dyn std::err
         kubelet_client: Arc::new(tls),
         front_proxy: None,
         advertise: SocketAddr::from(([127, 0, 0, 1], 6443)),
+        shared: false,
     })
     .await?;
     let account = r#"{"apiVersion":"v1","kind":"ServiceAccount","metadata":{"name":"default"}}"#;

@@ -64,6 +64,9 @@ pub struct Config {
     pub front_proxy: Option<FrontProxy>,
     /// Address and port of this server as pods reach it: the endpoint of the `kubernetes` Service.
     pub advertise: std::net::SocketAddr,
+    /// Whether other API servers work on the store too: who is alive is then kept there, and so is who has which address
+    /// and node port.
+    pub shared: bool,
 }
 
 /// See the [module](self).
@@ -106,6 +109,7 @@ impl ApiServer {
                 store: config.store,
                 services: ServiceAddresses::new(config.service_range),
                 quotas: Arc::default(),
+                shared: config.shared,
             },
             authorizer,
             backends: Backends::new(config.kubelet_client),
@@ -122,11 +126,23 @@ impl ApiServer {
         if let Some(front_proxy) = config.front_proxy {
             server.aggregator.identify(front_proxy.identity);
         }
+        if config.shared {
+            let store = server.engine.store.clone();
+            tokio::spawn(bootstrap::servers::run(Arc::downgrade(&server), store, config.advertise));
+        }
         tokio::spawn(aggregator::run(Arc::downgrade(&server)));
         tokio::spawn(custom::controller::run(Arc::downgrade(&server)));
         tokio::spawn(quota::run(Arc::downgrade(&server), server.engine.quotas.clone()));
         server.ready.store(true, std::sync::atomic::Ordering::Release);
         Ok(server)
+    }
+
+    /// Tells pods that this one of several servers ends.
+    pub async fn leave(&self) -> Result<(), Status> {
+        match self.engine.shared {
+            true => bootstrap::servers::leave(&self.engine, self.advertise).await,
+            false => Ok(()),
+        }
     }
 
     /// The path of a request. `certificate` is the user of the connection's verified client certificate, or the

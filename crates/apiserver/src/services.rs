@@ -1,7 +1,9 @@
 //! Addresses and node ports of Services: given at creation, unique, given back at deletion.
 //!
 //! The set of what is in use is kept in memory and filled from the Services themselves at start, so that there
-//! is no second record that could disagree.
+//! is no second record that could disagree. Only servers that share their store have one there (`claims`).
+
+mod claims;
 
 use std::{
     collections::{HashMap, HashSet},

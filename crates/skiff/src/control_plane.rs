@@ -89,6 +89,7 @@ pub(crate) async fn start(options: Options) -> Result<ControlPlane> {
         kubelet_client: certificates.kubelet_client_tls()?,
         front_proxy: Some(certificates.front_proxy()?),
         advertise: SocketAddr::from((options.node_ip, options.port)),
+        shared: false,
     })
     .await?;
     let authority = certificates.authority.clone();

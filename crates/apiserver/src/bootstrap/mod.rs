@@ -2,8 +2,9 @@
 //! it is missing; what users changed stays, but for the roles, which are brought up to date as upstream does it.
 
 mod roles;
+pub(crate) mod servers;
 
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use serde_json::{Value, json};
 use skiff_api::Status;
@@ -11,7 +12,7 @@ use skiff_api::Status;
 use crate::{
     aggregator::{self, FRONT_PROXY_NAME, FrontProxy},
     auth::{MASTERS, User},
-    registry::engine::{Context, Engine, Part},
+    registry::engine::{Context, Engine, Part, store_status},
     request::WriteOptions,
 };
 
@@ -22,8 +23,12 @@ pub(crate) async fn run(
     front_proxy: Option<&FrontProxy>,
 ) -> Result<(), Status> {
     let services = engine.registry.builtin("", "services");
-    for service in services.cache.list(&Default::default(), 0, None).await.map_err(Status::internal)?.objects {
+    let services = services.cache.list(&Default::default(), 0, None).await.map_err(Status::internal)?.objects;
+    for service in &services {
         engine.services.adopt(&service.value());
+    }
+    if engine.shared {
+        engine.services.reconcile(&*engine.store, &services).await.map_err(|e| store_status(&e))?;
     }
     for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         ensure(
@@ -153,23 +158,9 @@ async fn kubernetes_service(engine: &Engine, advertise: SocketAddr) -> Result<()
         },
     });
     ensure(engine, "", "services", "default", service).await?;
-    // Served to this machine alone: no pod could follow it there.
-    if advertise.ip().is_loopback() {
-        return Ok(());
+    // Of several servers each finds the others a moment later.
+    match engine.shared {
+        true => Ok(()),
+        false => servers::write(engine, &BTreeSet::from([advertise]), advertise.port()).await,
     }
-    let ip = advertise.ip().to_string();
-    let endpoints = json!({
-        "apiVersion": "v1", "kind": "Endpoints",
-        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-        "subsets": [{"addresses": [{"ip": ip}], "ports": [{"name": "https", "port": advertise.port(), "protocol": "TCP"}]}],
-    });
-    ensure_fields(engine, "", "endpoints", "default", endpoints, &["subsets"]).await?;
-    let slice = json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-        "addressType": if advertise.is_ipv4() { "IPv4" } else { "IPv6" },
-        "endpoints": [{"addresses": [ip], "conditions": {"ready": true}}],
-        "ports": [{"name": "https", "port": advertise.port(), "protocol": "TCP"}],
-    });
-    ensure_fields(engine, "discovery.k8s.io", "endpointslices", "default", slice, &["endpoints", "ports"]).await
 }

@@ -32,6 +32,8 @@ use crate::{
 
 /// How often a quota is charged that others keep changing.
 const MAX_ATTEMPTS: usize = 200;
+/// How long after another server's charge its write may come. Later it is counted, or came to nothing.
+const OTHERS_WRITE: Duration = Duration::from_secs(1);
 /// Writes within this time are counted together.
 const GATHER: Duration = Duration::from_millis(25);
 
@@ -323,6 +325,7 @@ async fn count(engine: &Engine, namespace: &str) -> Result<(), Status> {
     let all = quotas(engine).cache.list(&filter, 0, None).await.map_err(|e| cache_status(&e))?.objects;
     for quota in all {
         let mut quota = quota;
+        let mut waited = None;
         for _ in 0..MAX_ATTEMPTS {
             let value = quota.value();
             // Before the objects: a write that ends meanwhile is found among them, and then not counted again.
@@ -332,6 +335,13 @@ async fn count(engine: &Engine, namespace: &str) -> Result<(), Status> {
             let status = json!({"hard": value["spec"]["hard"], "used": written(&used)});
             if same(&value["status"], &status) {
                 break;
+            }
+            // Another server may have charged for a write that is not there yet: it is, or the quota has changed, when
+            // the same count comes out of it a moment later.
+            if engine.shared && waited != Some(quota.revision) {
+                tokio::time::sleep(OTHERS_WRITE).await;
+                waited = Some(quota.revision);
+                continue;
             }
             let mut new = value;
             new["status"] = status;

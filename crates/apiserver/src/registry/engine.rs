@@ -20,7 +20,7 @@ use crate::{
     owners,
     quota::{self, Charge, Quotas},
     request::{ListOptions, WriteOptions},
-    services::ServiceAddresses,
+    services::{Reservation, ServiceAddresses},
 };
 
 /// How often a write is tried against an object that others keep changing.
@@ -83,6 +83,8 @@ pub struct Engine {
     pub admission: Admission,
     pub services: ServiceAddresses,
     pub quotas: Arc<Quotas>,
+    /// Whether other API servers write to the store too.
+    pub shared: bool,
 }
 
 /// A store's failure as clients see it.
@@ -157,13 +159,12 @@ impl Engine {
             live: Value::Null,
         }
         .managed(&Value::Null, &value);
-        let attributes = |name: &str| Attributes {
+        let attributes = Attributes {
             namespace: namespace.to_owned(),
-            name: name.to_owned(),
+            name: meta_str(&value, "name").to_owned(),
             ..Attributes::new(cx.user, Operation::Create, kind, "", cx.options)
         };
-        let name = meta_str(&value, "name").to_owned();
-        self.admission.mutate(&attributes(&name), &mut value, &Value::Null).await?;
+        self.admission.mutate(&attributes, &mut value, &Value::Null).await?;
         if kind.has_subresource("status") && version.as_ref().is_none_or(|v| v.has_status) {
             reset_status(kind, &mut value);
         }
@@ -180,13 +181,45 @@ impl Engine {
             version.validate(&value, None, &mut faults);
         }
         (resource.strategy.validate_create)(&value, &mut faults);
-        let reservation = self.services.assign(kind, &mut value, None, &mut faults);
+        if !self.shared || kind.kind != "Service" {
+            let written = self.create_valid(cx, resource, namespace, value, managed, generated, faults).await?;
+            return written.ok_or_else(|| Status::internal("another server has taken what only this one gives away"));
+        }
+        // Another server may give away the same address at the same time.
+        for _ in 0..MAX_ATTEMPTS {
+            let (value, managed, faults) = (value.clone(), managed.clone(), Faults(faults.0.clone()));
+            let written = self.create_valid(cx, resource, namespace, value, managed, generated, faults).await?;
+            if let Some(written) = written {
+                return Ok(written);
+            }
+        }
+        Err(Status::modified(kind.group, kind.plural, meta_str(&value, "name")))
+    }
+
+    /// The rest of a creation. `None`: another server came first with an address or a port.
+    async fn create_valid(
+        &self,
+        cx: &Context<'_>,
+        resource: &Resource,
+        namespace: &str,
+        mut value: Value,
+        managed: Value,
+        generated: bool,
+        mut faults: Faults,
+    ) -> Result<Option<Written>, Status> {
+        let kind = resource.kind;
+        let reservation = self.assign(kind, &mut value, None, &mut faults).await?;
         let name = meta_str(&value, "name").to_owned();
         if !faults.0.is_empty() {
             return Err(Status::invalid_object(kind, &name, &faults.0));
         }
-        self.admission.validate(&attributes(&name), &value, None).await?;
-        let charge = quota::charge(self, &attributes(&name), &value, None).await?;
+        let attributes = Attributes {
+            namespace: namespace.to_owned(),
+            name: name.clone(),
+            ..Attributes::new(cx.user, Operation::Create, kind, "", cx.options)
+        };
+        self.admission.validate(&attributes, &value, None).await?;
+        let charge = quota::charge(self, &attributes, &value, None).await?;
 
         let key = resource.key(namespace, &name);
         let mut value = self.in_stored_version(resource, value).await?;
@@ -196,10 +229,20 @@ impl Engine {
             if self.get(resource, namespace, &name).await.is_ok() {
                 return Err(Status::already_exists(kind.group, kind.plural, &name));
             }
-            return written(&stored, Revision::ZERO);
+            return written(&stored, Revision::ZERO).map(Some);
         }
-        let response = self.store.txn(Txn::create(key, stored.clone())).await.map_err(|e| store_status(&e))?;
-        if !response.succeeded() {
+        let mut txn = Txn::create(key, stored.clone());
+        if self.shared {
+            reservation.claim(&mut txn);
+        }
+        let response = self.store.txn(txn).await.map_err(|e| store_status(&e))?;
+        if let TxnOutcome::Failed(found) = response.outcome {
+            let lost = reservation.lost(Revision::ZERO, &found);
+            if !lost.is_empty() {
+                drop(reservation);
+                self.services.learn(&lost);
+                return Ok(None);
+            }
             let mut status = Status::already_exists(kind.group, kind.plural, &name);
             if generated {
                 status = Status::new(409, "AlreadyExists", status.message);
@@ -209,7 +252,27 @@ impl Engine {
         reservation.keep();
         keep(charge);
         self.quotas.wrote(self, kind, namespace, &Value::Null, &value);
-        written(&stored, response.revision)
+        written(&stored, response.revision).map(Some)
+    }
+
+    /// Gives a Service its addresses and node ports, or checks those that it asks for.
+    async fn assign(
+        &self,
+        kind: &'static skiff_api::Kind,
+        value: &mut Value,
+        old: Option<&Value>,
+        faults: &mut Faults,
+    ) -> Result<Reservation, Status> {
+        let valid = faults.0.is_empty();
+        let reservation = self.services.assign(kind, value, old, faults);
+        if !self.shared || !valid || faults.0.is_empty() {
+            return Ok(reservation);
+        }
+        // Another server may have given back what was not to be had.
+        drop(reservation);
+        self.services.look_again(&*self.store).await.map_err(|e| store_status(&e))?;
+        faults.0.clear();
+        Ok(self.services.assign(kind, value, old, faults))
     }
 
     /// Updates an object: `change` makes the new value from the old one, and is called again when another writer
@@ -286,11 +349,16 @@ impl Engine {
             if cx.options.dry_run {
                 return written(&stored, old.revision);
             }
-            let txn = if gone {
+            let mut txn = if gone {
                 Txn::delete_if(old.key.clone(), old.revision)
             } else {
                 Txn::put_if(old.key.clone(), old.revision, stored.clone(), None)
             };
+            match (self.shared, gone) {
+                (true, true) => self.services.unclaim(kind, &old_value, &mut txn),
+                (true, false) => reservation.claim(&mut txn),
+                (false, _) => {}
+            }
             let response = self.store.txn(txn).await.map_err(|e| store_status(&e))?;
             match response.outcome {
                 TxnOutcome::Succeeded(_) => {
@@ -304,6 +372,12 @@ impl Engine {
                     return written(&stored, response.revision);
                 }
                 TxnOutcome::Failed(current) => {
+                    let lost = reservation.lost(old.revision, &current);
+                    if !lost.is_empty() {
+                        drop(reservation);
+                        self.services.learn(&lost);
+                        continue;
+                    }
                     // The change is made anew on what is there now; one that names the old
                     // resourceVersion is refused above.
                     old = self.current(resource, name, current)?;
@@ -325,9 +399,9 @@ impl Engine {
         &self,
         resource: &Resource,
         name: &str,
-        mut current: Vec<Option<skiff_store::KeyValue>>,
+        current: Vec<Option<skiff_store::KeyValue>>,
     ) -> Result<Arc<Object>, Status> {
-        let kv = current.pop().flatten().ok_or_else(|| not_found(resource, name))?;
+        let kv = current.into_iter().next().flatten().ok_or_else(|| not_found(resource, name))?;
         Object::from_kv(&kv, resource.cache.indexing()).map(Arc::new).map_err(Status::internal)
     }
 
@@ -342,7 +416,7 @@ impl Engine {
         new: &mut Value,
         (old, revision): (&Value, Revision),
         (live, sent): (Value, Value),
-    ) -> Result<(crate::services::Reservation, Option<Charge>, Value), Status> {
+    ) -> Result<(Reservation, Option<Charge>, Value), Status> {
         let (kind, strategy) = (resource.kind, resource.strategy);
         let version = resource.version_of(new);
         let own_status = version.as_ref().is_none_or(|v| v.has_status);
@@ -418,9 +492,9 @@ impl Engine {
             version.validate(new, Some(old), &mut faults);
         }
         let reservation = if part == Part::Status {
-            crate::services::Reservation::none()
+            Reservation::none()
         } else {
-            self.services.assign(kind, new, Some(old), &mut faults)
+            self.assign(kind, new, Some(old), &mut faults).await?
         };
         if !faults.0.is_empty() {
             return Err(Status::invalid_object(kind, name, &faults.0));
@@ -468,7 +542,7 @@ impl Engine {
             };
             let stays = grace > 0 || has_finalizers(&new);
             let stored: Bytes;
-            let txn = if stays {
+            let mut txn = if stays {
                 if !pending_before || grace < old_value["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0)
                 {
                     mark_deleted(&mut new, grace, kind.kind == "Namespace");
@@ -484,6 +558,9 @@ impl Engine {
             };
             if attributes.dry_run {
                 return Ok(Deleted::Pending(old.bytes.clone()));
+            }
+            if self.shared && !stays {
+                self.services.unclaim(kind, &old_value, &mut txn);
             }
             let response = self.store.txn(txn).await.map_err(|e| store_status(&e))?;
             match response.outcome {

@@ -50,6 +50,15 @@ impl Api {
 
     /// A further server on a store that has been in use.
     pub(crate) async fn restarted(store: Arc<dyn Store>) -> Api {
+        Api::at(store, SocketAddr::from(([127, 0, 0, 1], 6443)), false).await
+    }
+
+    /// One of several servers on a store.
+    pub(crate) async fn sharing(store: Arc<dyn Store>, advertise: SocketAddr) -> Api {
+        Api::at(store, advertise, true).await
+    }
+
+    async fn at(store: Arc<dyn Store>, advertise: SocketAddr, shared: bool) -> Api {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let (private, public) = skiff_pki::signing_key().unwrap();
         let kubelet_client = rustls::ClientConfig::builder()
@@ -61,7 +70,8 @@ impl Api {
             tokens: ServiceAccountTokens::new(&private, &public).unwrap(),
             kubelet_client: Arc::new(kubelet_client),
             front_proxy: None,
-            advertise: SocketAddr::from(([127, 0, 0, 1], 6443)),
+            advertise,
+            shared,
         })
         .await
         .unwrap();
@@ -111,6 +121,23 @@ impl Api {
     pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
         let reply = self.send("GET", path, "", "").await;
         (reply.code, reply.body)
+    }
+
+    /// Reads an object until it is as wanted.
+    pub(crate) async fn eventually(&self, path: &str, wanted: impl Fn(&Value) -> bool) {
+        let mut last = Value::Null;
+        let reading = async {
+            loop {
+                last = self.get(path).await.1;
+                if wanted(&last) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(DEADLINE, reading).await.is_err() {
+            panic!("{path} stays {last}");
+        }
     }
 
     pub(crate) async fn post(&self, path: &str, body: Value) -> (u16, Value) {

@@ -17,6 +17,7 @@ mod pods;
 mod policies;
 mod quotas;
 mod services;
+mod several;
 mod shapes;
 mod watches;
 mod webhooks;
