@@ -22,6 +22,6 @@ pub use cluster::Cluster;
 pub use command::Output;
 pub use home::Home;
 pub use kubectl::{Kubectl, Version};
-pub use machine::{Machine, Wire};
+pub use machine::{LoadBalancer, Machine, Wire};
 pub use server::Server;
 pub use wait::eventually;

@@ -5,10 +5,16 @@
 use std::{
     fs::{self, File},
     io::{BufRead, BufReader},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
 };
 
 use skiff_network::{
@@ -64,6 +70,70 @@ impl Wire {
         let everything = Subnet::new(EVERYTHING, 0).expect("a constant");
         links.ensure_routes(&[Route { destination: everything, hop: way_out }]).expect("a route");
         namespace
+    }
+}
+
+/// A load balancer for TCP at the router: each connection goes to the first server that takes it, another one each time.
+/// Connections end with it.
+#[derive(Debug)]
+pub struct LoadBalancer {
+    pub address: SocketAddr,
+    over: Arc<AtomicBool>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+impl Wire {
+    /// Serves at the router's address in the first segment, at the port of the servers.
+    pub fn balance(&self, servers: Vec<SocketAddr>) -> LoadBalancer {
+        let listen = SocketAddr::from((address(1, 1), servers[0].port()));
+        let over = Arc::new(AtomicBool::new(false));
+        let stop = over.clone();
+        // What a thread of the namespace starts is in the namespace too.
+        let begin = || {
+            let listener = TcpListener::bind(listen)?;
+            std::io::Result::Ok(std::thread::spawn(move || balance(&listener, &servers, &stop)))
+        };
+        let accepting = self.router.run(begin).expect("can be entered").expect("a free port");
+        LoadBalancer { address: listen, over, accepting: Some(accepting) }
+    }
+}
+
+fn balance(listener: &TcpListener, servers: &[SocketAddr], over: &AtomicBool) {
+    let mut turn = 0;
+    while let Ok((client, _)) = listener.accept() {
+        if over.load(Ordering::Acquire) {
+            return;
+        }
+        turn += 1;
+        let order: Vec<_> = (0..servers.len()).map(|n| servers[(turn + n) % servers.len()]).collect();
+        std::thread::spawn(move || {
+            let reached = order.iter().find_map(|to| TcpStream::connect_timeout(to, Duration::from_secs(2)).ok());
+            let Some(server) = reached else { return };
+            let (Ok(from_client), Ok(from_server)) = (client.try_clone(), server.try_clone()) else { return };
+            let back = std::thread::spawn(move || pump(from_server, client));
+            pump(from_client, server);
+            // It cannot fail.
+            let _ = back.join();
+        });
+    }
+}
+
+/// Passes on what one side sends until it ends.
+fn pump(mut from: TcpStream, mut to: TcpStream) {
+    // Who ends it, and how, the other side sees by the end.
+    let _ = std::io::copy(&mut from, &mut to);
+    let _ = to.shutdown(Shutdown::Both);
+    let _ = from.shutdown(Shutdown::Both);
+}
+
+impl LoadBalancer {
+    /// Ends within the namespace of the wire.
+    pub fn end(mut self, wire: &Wire) {
+        self.over.store(true, Ordering::Release);
+        // Wakes it.
+        let woken = wire.router.run(|| TcpStream::connect(self.address)).expect("can be entered");
+        drop(woken.expect("it listens"));
+        self.accepting.take().expect("ends once").join().expect("it did not panic");
     }
 }
 
@@ -173,8 +243,20 @@ impl Machine {
     /// `kill -9` of the daemon alone.
     #[track_caller]
     pub fn kill_daemon(&mut self) {
+        self.strike_daemon();
+        self.bury_daemon();
+    }
+
+    /// `kill -9` of the daemon alone, whose end is not waited for: see [`bury_daemon`](Machine::bury_daemon).
+    #[track_caller]
+    pub fn strike_daemon(&self) {
         let kill = ["-euc", "kill -9 $(cat /run/daemon.pid)"];
         command::run(&mut self.command(Path::new("/bin/sh"), &kill), "").ok();
+    }
+
+    /// Waits for the end of the daemon.
+    #[track_caller]
+    pub fn bury_daemon(&mut self) {
         self.daemon.take().expect("it was started").wait().expect("a child of ours");
     }
 

@@ -16,11 +16,14 @@ use skiff_apiserver::{ApiServer, ComponentHealth, Config, ServiceAccountTokens, 
 use skiff_client::Informers;
 use skiff_cluster::node_config::{Component, Settings};
 use skiff_pki::Kubeconfig;
-use skiff_store::{Embedded, Encrypted, Rule, Store};
+use skiff_store::{Encrypted, Rule, Store};
 
 use crate::{
+    backend::{Backend, EtcdArgs},
     certificates::{Certificates, choose_provider},
     components::Components,
+    election::elected,
+    machine,
 };
 
 /// What a control plane is told.
@@ -31,7 +34,9 @@ pub(crate) struct Options {
     pub(crate) port: u16,
     pub(crate) service_cidr: String,
     pub(crate) pod_cidr: String,
-    /// Further names of the API server.
+    /// A real etcd to keep the state in.
+    pub(crate) etcd: Option<EtcdArgs>,
+    /// Further names and addresses of the API server, such as those of a load balancer.
     pub(crate) names: Vec<String>,
     /// What differs from the components' defaults.
     pub(crate) settings: Settings,
@@ -44,7 +49,9 @@ pub(crate) struct Options {
 /// A control plane that serves.
 pub(crate) struct ControlPlane {
     pub(crate) server: Arc<ApiServer>,
-    pub(crate) store: Arc<Embedded>,
+    pub(crate) store: Backend,
+    /// What this server is called among the candidates to be a leader.
+    pub(crate) identity: String,
     pub(crate) tls: Arc<rustls::ServerConfig>,
     pub(crate) certificates: Certificates,
     data_dir: PathBuf,
@@ -64,16 +71,20 @@ pub(crate) async fn start(options: Options) -> Result<ControlPlane> {
     ]
     .map(str::to_owned)
     .to_vec();
-    names.extend(options.names);
-    let addresses: [IpAddr; 3] = [Ipv4Addr::LOCALHOST.into(), options.node_ip.into(), service_range.nth(1).into()];
-    let certificates = Certificates::load_or_create(&options.data_dir.join("pki"), &names, &addresses)?;
-
-    let store_dir = options.data_dir.join("db");
-    std::fs::create_dir_all(&store_dir).with_context(|| format!("cannot make {}", store_dir.display()))?;
-    let embedded = Arc::new(Embedded::open(store_dir.join("state.redb"), &skiff_store::Options::default())?);
-    tokio::spawn(skiff_store::compact_periodically(embedded.clone(), skiff_store::DEFAULT_COMPACTION_PERIOD));
+    let mut addresses: Vec<IpAddr> =
+        vec![Ipv4Addr::LOCALHOST.into(), options.node_ip.into(), service_range.nth(1).into()];
+    for name in options.names {
+        match name.parse() {
+            Ok(address) => addresses.push(address),
+            Err(_) => names.push(name),
+        }
+    }
+    let pki = options.data_dir.join("pki");
+    let certificates = Certificates::load_or_create(&pki, &names, &addresses)?;
+    let backend = Backend::open(options.data_dir.join("db"), options.etcd.as_ref()).await?;
+    backend.check_keys(&certificates, &pki).await?;
     let encryption = options.settings.encryption_provider_config.as_deref();
-    let encrypted = Encrypted::new(embedded.clone(), encryption_rules(&options.data_dir.join("pki"), encryption)?);
+    let encrypted = Encrypted::new(backend.store(), encryption_rules(&pki, encryption)?);
     // Before anything is served: what cannot be read is said here, and not by a cache that never fills.
     let anew = encrypted.encrypt_anew().await.context("the keys for encryption at rest do not fit the store")?;
     if anew > 0 {
@@ -83,42 +94,60 @@ pub(crate) async fn start(options: Options) -> Result<ControlPlane> {
 
     let (private, public) = &certificates.token_key;
     let server = ApiServer::start(Config {
-        store: store.clone(),
+        store,
         service_range,
         tokens: ServiceAccountTokens::new(private, public)?,
         kubelet_client: certificates.kubelet_client_tls()?,
         front_proxy: Some(certificates.front_proxy()?),
         advertise: SocketAddr::from((options.node_ip, options.port)),
-        shared: false,
+        shared: backend.is_shared(),
     })
     .await?;
     let authority = certificates.authority.clone();
     let settings = &options.settings;
+    let identity = format!("{}_{:016x}", machine::host_name()?, rand::random::<u64>());
+    // A server that is alone has nobody to wait for.
+    let (elect, candidate) = (backend.is_shared(), identity.clone());
     let api = server.clone();
     options.components.add(Component::Scheduler, !settings.disable.contains(&Component::Scheduler), move || {
-        let client = || client(&api, "system:kube-scheduler", &[], "kube-scheduler");
-        skiff_scheduler::run(client(), Informers::new(client())).boxed()
+        let client = client(&api, "system:kube-scheduler", &[], "kube-scheduler");
+        let (candidate, own) = (candidate.clone(), client.clone());
+        let start = move || skiff_scheduler::run(own.clone(), Informers::new(own.clone())).boxed();
+        match elect {
+            true => async move { elected(client, "kube-scheduler", &candidate, start).await }.boxed(),
+            false => start(),
+        }
     });
+    let candidate = identity.clone();
     let (api, pod_cidr) = (server.clone(), options.pod_cidr);
     let grace = settings.node_monitor_grace_period_s.map(Duration::from_secs);
     let run = !settings.disable.contains(&Component::ControllerManager);
     options.components.add(Component::ControllerManager, run, move || {
-        let config = skiff_controllers::Config {
-            authority: authority.clone(),
-            pod_cidr: pod_cidr.clone(),
-            node_monitor_grace_period: grace.unwrap_or(skiff_controllers::NODE_MONITOR_GRACE_PERIOD),
-        };
         let client = client(&api, "system:kube-controller-manager", &[], "kube-controller-manager");
-        skiff_controllers::run(config, Informers::new(client)).boxed()
+        let (candidate, own) = (candidate.clone(), client.clone());
+        let (authority, pod_cidr) = (authority.clone(), pod_cidr.clone());
+        let start = move || {
+            let config = skiff_controllers::Config {
+                authority: authority.clone(),
+                pod_cidr: pod_cidr.clone(),
+                node_monitor_grace_period: grace.unwrap_or(skiff_controllers::NODE_MONITOR_GRACE_PERIOD),
+            };
+            skiff_controllers::run(config, Informers::new(own.clone())).boxed()
+        };
+        match elect {
+            true => async move { elected(client, "kube-controller-manager", &candidate, start).await }.boxed(),
+            false => start(),
+        }
     });
-    server.set_component_health(component_health(options.components.clone(), store));
+    server.set_component_health(component_health(options.components.clone(), backend.clone()));
     if let Some(token) = &options.bootstrap_token {
         let client = client(&server, "system:kube-controller-manager", &[], "bootstrap-token");
         ensure_bootstrap_token(client, token).await?;
     }
     Ok(ControlPlane {
         server,
-        store: embedded,
+        store: backend,
+        identity,
         tls: certificates.server_tls()?,
         certificates,
         data_dir: options.data_dir,
@@ -142,7 +171,7 @@ fn encryption_rules(pki: &Path, given: Option<&Path>) -> Result<Vec<Rule>> {
 }
 
 /// What `kubectl get componentstatuses` says. Upstream asks the components' own ports, and says so when nobody is there.
-fn component_health(components: Components, store: Arc<dyn Store>) -> ComponentHealth {
+fn component_health(components: Components, store: Backend) -> ComponentHealth {
     let running = move |component, port: u16| match components.is_running(component) {
         true => Ok(()),
         false => Err(format!(
@@ -152,11 +181,7 @@ fn component_health(components: Components, store: Arc<dyn Store>) -> ComponentH
     Box::new(move |name| match name {
         "scheduler" => running(Component::Scheduler, 10259),
         "controller-manager" => running(Component::ControllerManager, 10257),
-        // Reading what is not there is answered at once.
-        _ => match store.get("/registry/health", None).now_or_never() {
-            Some(Err(error)) => Err(error.to_string()),
-            _ => Ok(()),
-        },
+        _ => store.health(),
     })
 }
 

@@ -1,10 +1,12 @@
 //! skiff: Kubernetes as one binary. Here are only the ways in; what they lead to is wired in the modules.
 
 mod addons;
+mod backend;
 mod certificates;
 mod cmd;
 mod components;
 mod control_plane;
+mod election;
 mod etcd;
 mod join;
 mod machine;

@@ -8,6 +8,7 @@ mod api;
 mod autoscaling;
 mod clusters;
 mod components;
+mod control_planes;
 mod crashes;
 mod csi;
 mod dashboard;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
                 clusters::TESTS,
                 images::TESTS,
                 machines::TESTS,
+                control_planes::TESTS,
                 api::TESTS,
                 server_side_apply::TESTS,
                 faults::TESTS,

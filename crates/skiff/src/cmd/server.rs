@@ -21,8 +21,10 @@ use super::settings::SettingArgs;
 
 use crate::{
     addons,
+    backend::{Backend, EtcdArgs},
     components::Components,
     control_plane::{self, ControlPlane, Options, client},
+    election::elected,
     etcd,
     machine::{self, Machine},
     node,
@@ -55,9 +57,14 @@ pub(crate) struct Args {
     /// Range of the pods' addresses
     #[arg(long, default_value = "10.244.0.0/16")]
     pod_cidr: String,
-    /// Port of the etcd API; 0: none
+    /// Port of the etcd API, under which the state in the file of this machine can be reached; 0: none
     #[arg(long, default_value_t = etcd::PORT)]
     etcd_port: u16,
+    #[command(flatten)]
+    etcd: EtcdArgs,
+    /// Further names and addresses under which the API is reached, such as those of a load balancer
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    apiserver_cert_extra_sans: Vec<String>,
     /// Components that are not to run here: scheduler,controller-manager,kubelet,proxy,dns
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     disable: Vec<Component>,
@@ -75,10 +82,25 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let runtime = super::runtime()?;
     runtime.block_on(async {
         match &args.node_config {
-            Some(path) => in_node(&super::read_node_config(path)?, None, etcd::PORT).await,
+            Some(path) => in_node(&super::read_node_config(path)?, OnMachine::default()).await,
             None => on_machine(args).await,
         }
     })
+}
+
+/// What a control plane is told on a machine and not in a sandbox.
+struct OnMachine {
+    /// Where the API is served; in a sandbox it is on the host's loopback and in the whole node.
+    bind: Option<Ipv4Addr>,
+    etcd_port: u16,
+    etcd: Option<EtcdArgs>,
+    names: Vec<String>,
+}
+
+impl Default for OnMachine {
+    fn default() -> OnMachine {
+        OnMachine { bind: None, etcd_port: etcd::PORT, etcd: None, names: Vec::new() }
+    }
 }
 
 /// A control plane on a machine, with a node if the flags say so.
@@ -104,7 +126,13 @@ async fn on_machine(args: Args) -> Result<()> {
         };
         let server = ServerConfig { host_address: Ipv4Addr::LOCALHOST, host_port: args.port, fabric_port: args.port };
         let config = machine.node_config(Some(server), None)?;
-        return in_node(&config, Some(args.bind_address), args.etcd_port).await;
+        let on_machine = OnMachine {
+            bind: Some(args.bind_address),
+            etcd_port: args.etcd_port,
+            etcd: args.etcd.given(),
+            names: args.apiserver_cert_extra_sans,
+        };
+        return in_node(&config, on_machine).await;
     }
     let listener = tokio::net::TcpListener::bind((args.bind_address, args.port))
         .await
@@ -116,7 +144,8 @@ async fn on_machine(args: Args) -> Result<()> {
         port: args.port,
         service_cidr: args.service_cidr,
         pod_cidr: args.pod_cidr,
-        names: Vec::new(),
+        etcd: args.etcd.given(),
+        names: args.apiserver_cert_extra_sans,
         bootstrap_token: Some(token),
         settings,
         components: components.clone(),
@@ -125,15 +154,24 @@ async fn on_machine(args: Args) -> Result<()> {
     tokio::spawn(control_plane.server.clone().serve(listener, control_plane.tls.clone()));
     control_plane.write_kubeconfig(args.port)?;
     let name = machine::host_name()?;
-    etcd::Setup { data_dir, name, addresses: vec![Ipv4Addr::LOCALHOST], port: args.etcd_port }
-        .start(control_plane.store.clone());
+    if let Backend::Embedded(store) = &control_plane.store {
+        etcd::Setup { data_dir, name, addresses: vec![Ipv4Addr::LOCALHOST], port: args.etcd_port }.start(store.clone());
+    }
     tracing::info!(port = args.port, "the API is served");
-    super::until_told_to_end().await
+    super::until_told_to_end().await?;
+    leave(&control_plane.server).await;
+    Ok(())
 }
 
-/// The control plane of a cluster and its node. `bind`: on a machine, where the API is served; in a sandbox it is on
-/// the host's loopback and in the whole node.
-async fn in_node(config: &NodeConfig, bind: Option<Ipv4Addr>, etcd_port: u16) -> Result<()> {
+/// Pods are not led to this server any more.
+async fn leave(server: &ApiServer) {
+    if let Err(error) = server.leave().await {
+        tracing::warn!(%error, "cannot tell that this API server ends");
+    }
+}
+
+/// The control plane of a cluster and its node.
+async fn in_node(config: &NodeConfig, on_machine: OnMachine) -> Result<()> {
     let server = config.server.as_ref().context("the node's configuration says nothing of an API server")?;
     let components = Components::default();
     let control_plane = control_plane::start(Options {
@@ -142,27 +180,40 @@ async fn in_node(config: &NodeConfig, bind: Option<Ipv4Addr>, etcd_port: u16) ->
         port: server.fabric_port,
         service_cidr: config.service_subnet.to_string(),
         pod_cidr: config.pod_subnet.to_string(),
-        names: vec![config.node_name.clone()],
+        etcd: on_machine.etcd,
+        names: std::iter::once(config.node_name.clone()).chain(on_machine.names).collect(),
         bootstrap_token: Some(config.bootstrap_token.clone()),
         settings: config.settings.clone(),
         components: components.clone(),
     })
     .await?;
-    serve(config, server, bind, &control_plane, &components)?;
+    serve(config, server, on_machine.bind, &control_plane, &components)?;
     control_plane.write_kubeconfig(server.host_port)?;
-    let etcd = etcd::Setup {
-        data_dir: config.data_dir.clone(),
-        name: config.node_name.clone(),
-        addresses: vec![Ipv4Addr::LOCALHOST, config.node_ip],
-        port: etcd_port,
-    };
-    etcd.start(control_plane.store.clone());
+    if let Backend::Embedded(store) = &control_plane.store {
+        let etcd = etcd::Setup {
+            data_dir: config.data_dir.clone(),
+            name: config.node_name.clone(),
+            addresses: vec![Ipv4Addr::LOCALHOST, config.node_ip],
+            port: on_machine.etcd_port,
+        };
+        etcd.start(store.clone());
+    }
     tracing::info!(port = server.host_port, "the API is served");
 
     let addons = client(&control_plane.server, "system:kube-controller-manager", &[], "addon-manager");
     let cluster_dns = config.cluster_dns.to_string();
     let with_dns = !config.settings.disable.contains(&Component::Dns);
-    tokio::spawn(addons::ingress::follow(Informers::new(addons.clone()), node::builtin_image()));
+    let (own, identity) = (addons.clone(), control_plane.identity.clone());
+    let follow = move || addons::ingress::follow(Informers::new(own.clone()), node::builtin_image()).boxed();
+    match control_plane.store.is_shared() {
+        true => {
+            let client = addons.clone();
+            tokio::spawn(async move { elected(client, "skiff-addon-manager", &identity, follow).await });
+        }
+        false => {
+            tokio::spawn(follow());
+        }
+    }
     tokio::spawn(async move {
         if let Err(error) = addons::ensure(addons, &node::builtin_image(), &cluster_dns, with_dns).await {
             tracing::error!(error = format!("{error:#}"), "the cluster's DNS cannot be set up");
@@ -195,6 +246,7 @@ async fn in_node(config: &NodeConfig, bind: Option<Ipv4Addr>, etcd_port: u16) ->
     })
     .await?;
     super::until_told_to_end().await?;
+    leave(&control_plane.server).await;
     node.close();
     Ok(())
 }
