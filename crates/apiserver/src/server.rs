@@ -52,6 +52,9 @@ use crate::{
 /// How long a request that is no watch and no stream may take.
 const REQUEST_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 
+/// How long the store may take to say that it is there, as upstream's `--etcd-readycheck-timeout`.
+const STORE_CHECK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// What the server needs from outside.
 pub struct Config {
     pub store: Arc<dyn Store>,
@@ -317,7 +320,7 @@ impl ApiServer {
             [] => json_response(200, &root_paths(&kinds, &listed)),
             ["version"] => json_response(200, &version()),
             ["livez" | "healthz", ..] => text(200, "ok"),
-            ["readyz", ..] => self.readyz(),
+            ["readyz", ..] => self.readyz().await,
             ["metrics"] => {
                 respond(200, "text/plain; version=0.0.4; charset=utf-8", self.metrics.text(&self.engine.registry))
             }
@@ -364,11 +367,15 @@ impl ApiServer {
         Ok(listed.collect())
     }
 
-    fn readyz(&self) -> Response<Body> {
-        if self.ready.load(std::sync::atomic::Ordering::Acquire) {
-            text(200, "ok")
-        } else {
-            text(500, "[-]poststarthook failed: reason withheld\nreadyz check failed\n")
+    /// Not without the store: a load balancer leads elsewhere then.
+    async fn readyz(&self) -> Response<Body> {
+        let failed = |check: &str| text(500, format!("[-]{check} failed: reason withheld\nreadyz check failed\n"));
+        if !self.ready.load(std::sync::atomic::Ordering::Acquire) {
+            return failed("poststarthook");
+        }
+        match tokio::time::timeout(STORE_CHECK_TIMEOUT, self.engine.store.latest()).await {
+            Ok(Ok(_)) => text(200, "ok"),
+            _ => failed("etcd"),
         }
     }
 

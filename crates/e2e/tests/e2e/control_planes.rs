@@ -137,6 +137,10 @@ fn several_control_planes_are_one_cluster() {
     // etcd dies too, and all go on where they were.
     kill_etcd(&keeper);
     etcd.wait().unwrap();
+    eventually(PATIENCE, || {
+        let readiness = servers[0].kubectl(&["get", "--raw", "/readyz"]).result();
+        check(readiness.as_ref().is_err_and(|e| e.contains("etcd failed")), || format!("{readiness:?}"))
+    });
     etcd = start_etcd(&keeper);
     eventually(PATIENCE, || {
         servers[0].kubectl(&["create", "configmap", "after-etcd"]).result()?;

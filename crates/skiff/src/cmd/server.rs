@@ -4,6 +4,7 @@ use std::{
     net::{Ipv4Addr, SocketAddrV4},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -29,6 +30,9 @@ use crate::{
     machine::{self, Machine},
     node,
 };
+
+/// How long the end of a server waits for telling of it.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Flags of `skiff server`.
 #[derive(clap::Args)]
@@ -165,8 +169,10 @@ async fn on_machine(args: Args) -> Result<()> {
 
 /// Pods are not led to this server any more.
 async fn leave(server: &ApiServer) {
-    if let Err(error) = server.leave().await {
-        tracing::warn!(%error, "cannot tell that this API server ends");
+    match tokio::time::timeout(LEAVE_TIMEOUT, server.leave()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "cannot tell that this API server ends"),
+        Err(_) => tracing::warn!("cannot tell in time that this API server ends"),
     }
 }
 
