@@ -78,7 +78,7 @@ async fn start(store: Arc<dyn Store>) -> Result<Arc<ApiServer>, Box<dyn std::err
         rustls::ClientConfig::builder().with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
     let server = ApiServer::start(Config {
         store,
-        service_range: ServiceRange::parse("10.96.0.0/16").ok_or("no range")?,
+        service_ranges: ServiceRange::parse_list("10.96.0.0/16").ok_or("no range")?,
         tokens: ServiceAccountTokens::new(&private, &public)?,
         kubelet_client: Arc::new(tls),
         front_proxy: None,

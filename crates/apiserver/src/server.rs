@@ -58,7 +58,8 @@ const STORE_CHECK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(
 /// What the server needs from outside.
 pub struct Config {
     pub store: Arc<dyn Store>,
-    pub service_range: ServiceRange,
+    /// The addresses of Services: a range, or one of each family with the default family first.
+    pub service_ranges: Vec<ServiceRange>,
     /// For tokens of service accounts.
     pub tokens: ServiceAccountTokens,
     /// With which the server speaks to kubelets.
@@ -110,7 +111,7 @@ impl ApiServer {
                 },
                 registry,
                 store: config.store,
-                services: ServiceAddresses::new(config.service_range),
+                services: ServiceAddresses::new(config.service_ranges),
                 quotas: Arc::default(),
                 shared: config.shared,
             },

@@ -60,8 +60,9 @@ pub(crate) struct ControlPlane {
 /// Opens the store and starts the API server on it.
 pub(crate) async fn start(options: Options) -> Result<ControlPlane> {
     choose_provider();
-    let service_range = ServiceRange::parse(&options.service_cidr)
-        .ok_or_else(|| anyhow!("{} is no IPv4 range such as 10.96.0.0/16", options.service_cidr))?;
+    let service_ranges = ServiceRange::parse_list(&options.service_cidr).ok_or_else(|| {
+        anyhow!("{} is neither a range such as 10.96.0.0/16 nor one of each address family", options.service_cidr)
+    })?;
     let mut names: Vec<String> = [
         "kubernetes",
         "kubernetes.default",
@@ -71,8 +72,8 @@ pub(crate) async fn start(options: Options) -> Result<ControlPlane> {
     ]
     .map(str::to_owned)
     .to_vec();
-    let mut addresses: Vec<IpAddr> =
-        vec![Ipv4Addr::LOCALHOST.into(), options.node_ip.into(), service_range.nth(1).into()];
+    let mut addresses: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), options.node_ip.into()];
+    addresses.extend(service_ranges.iter().map(|range| range.nth(1)));
     for name in options.names {
         match name.parse() {
             Ok(address) => addresses.push(address),
@@ -95,7 +96,7 @@ pub(crate) async fn start(options: Options) -> Result<ControlPlane> {
     let (private, public) = &certificates.token_key;
     let server = ApiServer::start(Config {
         store,
-        service_range,
+        service_ranges,
         tokens: ServiceAccountTokens::new(private, public)?,
         kubelet_client: certificates.kubelet_client_tls()?,
         front_proxy: Some(certificates.front_proxy()?),

@@ -59,10 +59,9 @@ pub(crate) async fn run(
         });
         ensure(engine, "scheduling.k8s.io", "priorityclasses", "", class).await?;
     }
-    let range = engine.services.range();
-    let cidr = format!("{}/{}", range.base, range.prefix);
+    let cidrs: Vec<String> = engine.services.ranges().iter().map(|r| format!("{}/{}", r.base, r.prefix)).collect();
     let service_cidr = json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}, "spec": {"cidrs": [cidr]},
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs},
     });
     ensure(engine, "networking.k8s.io", "servicecidrs", "", service_cidr).await?;
     if let Some(front_proxy) = front_proxy {
@@ -148,11 +147,12 @@ async fn ensure_fields(
 /// The Service under which pods find the API, and where it leads.
 async fn kubernetes_service(engine: &Engine, advertise: SocketAddr) -> Result<(), Status> {
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+    let address = engine.services.ranges().first().map(|range| range.nth(1).to_string());
     let service = json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
         "spec": {
-            "clusterIP": engine.services.range().nth(1).to_string(),
+            "clusterIP": address,
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": advertise.port()}],
             "type": "ClusterIP", "sessionAffinity": "None",
         },

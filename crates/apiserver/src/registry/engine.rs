@@ -173,6 +173,7 @@ impl Engine {
         if resource.strategy.generation {
             meta_mut(&mut value).insert("generation".into(), 1.into());
         }
+        self.services.init_families(kind, &mut value, None)?;
         tidy(kind, &mut value);
         let mut faults = Faults::default();
         meta::validate(kind, &value, resource.strategy.names, &mut faults);
@@ -470,6 +471,7 @@ impl Engine {
         self.admission.mutate(&attributes, new, old).await?;
         if part == Part::Main {
             (strategy.prepare_update)(new, old);
+            self.services.init_families(kind, new, Some(old))?;
         }
         // A binding is no change of what was wanted.
         if strategy.generation && part != Part::Status && subresource != "binding" && spec_differs(new, old) {

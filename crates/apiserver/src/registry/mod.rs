@@ -29,7 +29,10 @@ use skiff_api::{
 };
 use skiff_store::Store;
 
-pub(crate) use self::core::{default_field, service::needs_health_check};
+pub(crate) use self::core::{
+    default_field,
+    service::{init_families, needs_health_check},
+};
 pub(crate) use self::networking::{ingress::CLASS_ANNOTATION, ingressclass::is_default as is_default_ingress_class};
 pub(crate) use self::storage::storageclass::is_default as is_default_storage_class;
 pub use self::strategy::Strategy;

@@ -106,11 +106,9 @@ impl ServiceAddresses {
         let mut in_use = self.in_use.lock();
         for claim in claims {
             match claim {
-                Claim::Address(IpAddr::V4(address)) => {
+                Claim::Address(address) => {
                     in_use.addresses.insert(*address);
                 }
-                // There are no others.
-                Claim::Address(IpAddr::V6(_)) => {}
                 Claim::NodePort(port, protocol) => {
                     in_use.node_ports.insert((*port, protocol.clone()));
                 }
@@ -181,7 +179,7 @@ mod tests {
     }
 
     fn server() -> ServiceAddresses {
-        ServiceAddresses::new(ServiceRange::parse("10.96.0.0/24").unwrap())
+        ServiceAddresses::new(ServiceRange::parse_list("10.96.0.0/24").unwrap())
     }
 
     fn web() -> Value {

@@ -1,6 +1,10 @@
 //! A server of its own for each test, and the ways to ask it.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, header};
@@ -35,10 +39,18 @@ impl Reply {
     }
 }
 
+/// Where a server says that it is which has no others beside it.
+const ALONE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 6443);
+
 impl Api {
     /// A server on a store in memory, asked by an administrator.
     pub(crate) async fn start() -> Api {
         Api::on(Arc::new(MemoryStore::new())).await
+    }
+
+    /// With Service ranges of its own.
+    pub(crate) async fn with_services(ranges: &str) -> Api {
+        Api::at(Arc::new(MemoryStore::new()), ranges, ALONE, false).await
     }
 
     pub(crate) async fn on(store: Arc<dyn Store>) -> Api {
@@ -50,15 +62,15 @@ impl Api {
 
     /// A further server on a store that has been in use.
     pub(crate) async fn restarted(store: Arc<dyn Store>) -> Api {
-        Api::at(store, SocketAddr::from(([127, 0, 0, 1], 6443)), false).await
+        Api::at(store, "10.96.0.0/24", ALONE, false).await
     }
 
     /// One of several servers on a store.
     pub(crate) async fn sharing(store: Arc<dyn Store>, advertise: SocketAddr) -> Api {
-        Api::at(store, advertise, true).await
+        Api::at(store, "10.96.0.0/24", advertise, true).await
     }
 
-    async fn at(store: Arc<dyn Store>, advertise: SocketAddr, shared: bool) -> Api {
+    async fn at(store: Arc<dyn Store>, service_ranges: &str, advertise: SocketAddr, shared: bool) -> Api {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let (private, public) = skiff_pki::signing_key().unwrap();
         let kubelet_client = rustls::ClientConfig::builder()
@@ -66,7 +78,7 @@ impl Api {
             .with_no_client_auth();
         let server = ApiServer::start(Config {
             store: store.clone(),
-            service_range: ServiceRange::parse("10.96.0.0/24").unwrap(),
+            service_ranges: ServiceRange::parse_list(service_ranges).unwrap(),
             tokens: ServiceAccountTokens::new(&private, &public).unwrap(),
             kubelet_client: Arc::new(kubelet_client),
             front_proxy: None,

@@ -106,3 +106,49 @@ async fn faults_of_a_service() {
         "{status}"
     );
 }
+
+#[tokio::test]
+async fn services_of_two_families() {
+    let api = Api::with_services("10.96.0.0/24,fd00:10:96::/112").await;
+    let (code, cidr) = api.get("/apis/networking.k8s.io/v1/servicecidrs/kubernetes").await;
+    assert_eq!((code, &cidr["spec"]["cidrs"]), (200, &json!(["10.96.0.0/24", "fd00:10:96::/112"])));
+    let single = api.created(SERVICES, service("a", json!({}))).await;
+    let families = |s: &Value| (s["spec"]["ipFamilyPolicy"].clone(), s["spec"]["ipFamilies"].clone());
+    assert_eq!(families(&single), (json!("SingleStack"), json!(["IPv4"])));
+    let a = format!("{SERVICES}/a");
+    let (code, dual) = api.patch(&a, "merge", json!({"spec": {"ipFamilyPolicy": "PreferDualStack"}})).await;
+    assert_eq!((code, families(&dual)), (200, (json!("PreferDualStack"), json!(["IPv4", "IPv6"]))), "{dual}");
+    let addresses = dual["spec"]["clusterIPs"].as_array().unwrap();
+    assert_eq!((&addresses[0], addresses.len()), (&single["spec"]["clusterIP"], 2));
+    assert!(text(&addresses[1]).starts_with("fd00:10:96::"), "{dual}");
+    // An update that leaves the newer fields out changes nothing.
+    let mut plain = dual.clone();
+    for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+        plain["spec"].as_object_mut().unwrap().remove(field);
+    }
+    let (code, same) = api.put(&a, plain).await;
+    assert_eq!((code, &same["spec"]["clusterIPs"]), (200, &dual["spec"]["clusterIPs"]), "{same}");
+    let (code, status) = api.patch(&a, "merge", json!({"spec": {"ipFamilies": ["IPv4"]}})).await;
+    assert_eq!(code, 422);
+    let want = "Service \"a\" is invalid: spec.ipFamilyPolicy: Invalid value: \"PreferDualStack\": must be 'SingleStack' to release the secondary IP family";
+    assert_eq!(status["message"], want);
+    // What is released somebody else can have.
+    let (code, again) = api.patch(&a, "merge", json!({"spec": {"ipFamilyPolicy": "SingleStack"}})).await;
+    assert_eq!((code, &again["spec"]), (200, &single["spec"]), "{again}");
+    let six = api.created(SERVICES, service("b", json!({"clusterIP": addresses[1]}))).await;
+    assert_eq!(families(&six), (json!("SingleStack"), json!(["IPv6"])));
+    let external = json!({"spec": {"type": "ExternalName", "externalName": "x.example.com"}});
+    let (code, external) = api.patch(&format!("{SERVICES}/b"), "merge", external).await;
+    assert_eq!((code, families(&external)), (200, (Value::Null, Value::Null)), "{external}");
+}
+
+#[tokio::test]
+async fn one_family_cannot_be_two() {
+    let api = Api::start().await;
+    let (code, status) = api.post(SERVICES, service("a", json!({"ipFamilyPolicy": "RequireDualStack"}))).await;
+    assert_eq!(code, 422);
+    let want = "Service \"a\" is invalid: spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services";
+    assert_eq!(status["message"], want);
+    let prefers = api.created(SERVICES, service("a", json!({"ipFamilyPolicy": "PreferDualStack"}))).await;
+    assert_eq!(prefers["spec"]["ipFamilies"], json!(["IPv4"]));
+}

@@ -1,4 +1,8 @@
-//! Service. Its addresses and node ports come from [`crate::services`].
+//! Service. Its addresses and node ports come from [`crate::services`], its address families from [`families`].
+
+mod families;
+
+pub(crate) use self::families::init as init_families;
 
 use serde_json::{Value, json};
 use skiff_api::{
@@ -22,6 +26,7 @@ pub(crate) static STRATEGY: Strategy = Strategy {
     defaults,
     prepare_create: |o| {
         o["status"] = json!({"loadBalancer": {}});
+        families::normalize(o, None);
         clear_unused(o);
     },
     prepare_update: |new, old| {
@@ -29,7 +34,7 @@ pub(crate) static STRATEGY: Strategy = Strategy {
         clear_unused(new);
     },
     validate,
-    validate_update,
+    validate_update: families::validate_update,
     selectable: &["spec.clusterIP", "spec.type"],
     columns: &[
         name_col(),
@@ -73,20 +78,6 @@ fn defaults(o: &mut Value) {
     if kind == "LoadBalancer" {
         default_field(spec, "allocateLoadBalancerNodePorts", true);
     }
-    // One stack: IPv4. A headless Service without selector may be either; IPv4 is what there is.
-    default_field(spec, "ipFamilyPolicy", "SingleStack");
-    default_field(spec, "ipFamilies", json!(["IPv4"]));
-    // A list of addresses alone names the address as well.
-    if spec["clusterIP"].as_str().is_none_or(str::is_empty)
-        && let Some(first) = spec["clusterIPs"][0].as_str().map(str::to_owned)
-    {
-        spec["clusterIP"] = first.into();
-    }
-    if spec["clusterIPs"].is_null()
-        && let Some(ip) = spec["clusterIP"].as_str().filter(|s| !s.is_empty()).map(str::to_owned)
-    {
-        spec["clusterIPs"] = json!([ip]);
-    }
 }
 
 fn remove(spec: &mut Value, field: &str) {
@@ -98,23 +89,15 @@ fn remove(spec: &mut Value, field: &str) {
 /// An update that does not name the addresses keeps them.
 fn keep_addresses(new: &mut Value, old: &Value) {
     if is_external_name(new) {
-        // Turning into an ExternalName gives the addresses back.
-        if !is_external_name(old) && new["spec"]["clusterIP"] == old["spec"]["clusterIP"] {
-            remove(&mut new["spec"], "clusterIP");
-            remove(&mut new["spec"], "clusterIPs");
-        }
-        return;
+        return families::drop_of_external_name(new, old);
     }
     if is_external_name(old) {
-        return;
+        return families::normalize(new, Some(old));
     }
-    if new["spec"]["clusterIP"].as_str().is_none_or(str::is_empty) {
-        for field in ["clusterIP", "clusterIPs"] {
-            if !old["spec"][field].is_null() {
-                new["spec"][field] = old["spec"][field].clone();
-            }
-        }
+    if new["spec"]["clusterIP"].as_str().is_none_or(str::is_empty) && !old["spec"]["clusterIP"].is_null() {
+        new["spec"]["clusterIP"] = old["spec"]["clusterIP"].clone();
     }
+    families::normalize(new, Some(old));
     if needs_health_check(&new["spec"]) && new["spec"]["healthCheckNodePort"].as_i64().unwrap_or(0) == 0 {
         new["spec"]["healthCheckNodePort"] = old["spec"]["healthCheckNodePort"].clone();
     } else if !needs_health_check(&new["spec"]) && needs_health_check(&old["spec"]) {
@@ -156,9 +139,7 @@ fn clear_unused(o: &mut Value) {
         remove(spec, "healthCheckNodePort");
     }
     if kind == "ExternalName" {
-        for field in ["internalTrafficPolicy", "ipFamilies", "ipFamilyPolicy"] {
-            remove(spec, field);
-        }
+        remove(spec, "internalTrafficPolicy");
     }
     if spec["sessionAffinity"] == "None" {
         remove(spec, "sessionAffinityConfig");
@@ -184,11 +165,9 @@ fn validate(o: &Value, faults: &mut Faults) {
         } else {
             faults.rule("spec.externalName", name, names::dns1123_subdomain(name.trim_end_matches('.')));
         }
-        if spec["clusterIP"].as_str().is_some_and(|s| !s.is_empty()) {
-            faults.push(FieldError::forbidden("spec.clusterIPs", "may not be set for ExternalName services"));
-        }
-    } else if let Some(ip) = spec["clusterIP"].as_str().filter(|s| !s.is_empty() && *s != "None") {
-        faults.rule("spec.clusterIPs[0]", ip, names::ip_address(ip));
+        families::forbid(spec, faults);
+    } else {
+        families::validate(spec, faults);
     }
     meta::labels(&spec["selector"], "spec.selector", faults);
     faults.one_of("spec.sessionAffinity", spec["sessionAffinity"].as_str().unwrap_or_default(), &["ClientIP", "None"]);
@@ -212,31 +191,8 @@ fn validate(o: &Value, faults: &mut Faults) {
         let ip = ip.as_str().unwrap_or_default();
         faults.rule(&format!("spec.externalIPs[{i}]"), ip, names::ip_address(ip));
     }
-    validate_families(spec, faults);
     validate_balancing(spec, kind, faults);
     validate_ports(ports, kind, faults);
-}
-
-/// There is one family of addresses here: what asks for the other, or for both, is refused as by a cluster of one
-/// family upstream.
-fn validate_families(spec: &Value, faults: &mut Faults) {
-    if spec["type"] == "ExternalName" {
-        return;
-    }
-    if let Some(policy) = spec["ipFamilyPolicy"].as_str() {
-        faults.one_of("spec.ipFamilyPolicy", policy, &["PreferDualStack", "RequireDualStack", "SingleStack"]);
-        if policy == "RequireDualStack" {
-            faults.invalid("spec.ipFamilyPolicy", policy, "this cluster is not configured for dual-stack services");
-        }
-    }
-    for (i, family) in spec["ipFamilies"].as_array().into_iter().flatten().filter_map(Value::as_str).enumerate() {
-        let at = format!("spec.ipFamilies[{i}]");
-        match family {
-            "IPv4" => {}
-            "IPv6" => faults.invalid(at, family, "not configured on this cluster"),
-            other => faults.one_of(&at, other, &["IPv4", "IPv6"]),
-        }
-    }
 }
 
 fn validate_balancing(spec: &Value, kind: &str, faults: &mut Faults) {
@@ -312,14 +268,6 @@ fn validate_ports(ports: &[Value], kind: &str, faults: &mut Faults) {
     }
 }
 
-fn validate_update(new: &Value, old: &Value, faults: &mut Faults) {
-    let (new_ip, old_ip) = (&new["spec"]["clusterIP"], &old["spec"]["clusterIP"]);
-    let was_set = old_ip.as_str().is_some_and(|s| !s.is_empty());
-    if was_set && !is_external_name(new) && !is_external_name(old) && new_ip != old_ip {
-        faults.invalid("spec.clusterIPs[0]", json!([new_ip]), "may not change once set");
-    }
-}
-
 fn row(o: &Value) -> Vec<Value> {
     let spec = &o["spec"];
     let kind = spec["type"].as_str().unwrap_or_default();
@@ -369,25 +317,15 @@ mod tests {
     fn check(spec: Value) -> Vec<String> {
         let mut o = json!({"metadata": {"name": "s"}, "spec": spec});
         defaults(&mut o);
+        families::normalize(&mut o, None);
         let mut f = Faults::default();
         validate(&o, &mut f);
         f.0.iter().map(ToString::to_string).collect()
     }
 
     #[test]
-    fn families_and_balancing_are_checked() {
+    fn balancing_is_checked() {
         let ports = json!([{"port": 80}]);
-        assert_eq!(
-            check(json!({"ports": ports, "ipFamilyPolicy": "RequireDualStack"})),
-            [
-                "spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services"
-            ]
-        );
-        assert_eq!(
-            check(json!({"ports": ports, "ipFamilies": ["IPv6"]})),
-            ["spec.ipFamilies[0]: Invalid value: \"IPv6\": not configured on this cluster"]
-        );
-        assert_eq!(check(json!({"ports": ports, "ipFamilyPolicy": "PreferDualStack"})), [""; 0]);
         assert_eq!(
             check(json!({"ports": ports, "loadBalancerSourceRanges": ["10.0.0.0/8"]})),
             ["spec.loadBalancerSourceRanges: Forbidden: may only be used when `type` is 'LoadBalancer'"]
