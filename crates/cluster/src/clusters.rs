@@ -22,8 +22,8 @@ use crate::{
     interrupt::Interrupts,
     kubeconfig, node,
     node_config::{
-        ADMIN_KUBECONFIG, AgentConfig, CA_CERTIFICATE, CONTROL_SOCKET, DATA_DIR, HostConfig, NodeConfig, Role,
-        ServerConfig, Taint,
+        ADMIN_KUBECONFIG, AgentConfig, CA_CERTIFICATE, CONTROL_SOCKET, DATA_DIR, HostConfig, NodeConfig, NodeIpv6,
+        Role, ServerConfig, Taint,
     },
     progress::Progress,
     record::{ClusterRecord, NodeRecord},
@@ -284,7 +284,11 @@ impl Clusters {
             segment: fabric::segment(),
             pod_subnet: record.pod_subnet,
             service_subnet: record.service_subnet,
-            cluster_dns: record.service_subnet.nth(10).unwrap_or(record.service_subnet.base()),
+            ipv6: record.ipv6.map(|ranges| NodeIpv6 {
+                node: node.ipv6_address.map(|address| (address, fabric::ipv6_segment())),
+                ranges,
+            }),
+            cluster_dns: fabric::ipv4_of(record.service_subnet, 10),
             data_dir: DATA_DIR.into(),
             labels: node.labels.clone(),
             taints: if is_server && has_workers { vec![taint] } else { Vec::new() },

@@ -7,7 +7,7 @@
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read, Write},
-    net::SocketAddrV4,
+    net::SocketAddr,
     os::{fd::AsRawFd, unix::net::UnixStream},
     path::Path,
     pin::Pin,
@@ -35,7 +35,7 @@ pub enum Request {
     },
     ClosePort {
         protocol: Protocol,
-        listen: SocketAddrV4,
+        listen: SocketAddr,
     },
     /// Which components run in the node's daemon.
     ListComponents,
@@ -53,7 +53,7 @@ pub enum Answer {
     /// Names of the images that were loaded.
     Images(Vec<String>),
     Ports(Vec<PortStatus>),
-    Port(SocketAddrV4),
+    Port(SocketAddr),
     /// Whether each one runs.
     Components(Vec<(Component, bool)>),
     Done,

@@ -4,8 +4,14 @@
 //! It knows the pod and Service ranges as unreachable: a packet to them that a node did not rewrite ends
 //! here with an ICMP answer. Without `--isolated` one veth pair leads from here to the host, where the
 //! cluster's traffic is masqueraded; with it there is no such pair, and nothing else leads out.
+//!
+//! A dual-stack cluster has an IPv6 segment as well, from which nothing leads out in either case: forwarding on the host
+//! would change how the host itself gets its IPv6 addresses and routes.
 
-use std::{net::Ipv4Addr, os::fd::AsFd};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::AsFd,
+};
 
 use skiff_network::{
     NetNs, Result, Subnet,
@@ -32,17 +38,41 @@ pub(crate) fn segment() -> Subnet {
     Subnet::new(Ipv4Addr::new(172, 18, 0, 0), 16).expect("a constant")
 }
 
-fn gateway() -> Ipv4Addr {
+/// The IPv6 range of the nodes, kind's too.
+pub(crate) fn ipv6_segment() -> Subnet {
+    Subnet::new(Ipv6Addr::new(0xfc00, 0xf853, 0xccd, 0xe793, 0, 0, 0, 0), 64).expect("a constant")
+}
+
+fn gateway() -> IpAddr {
     segment().nth(1).expect("the range is larger")
+}
+
+fn ipv6_gateway() -> IpAddr {
+    ipv6_segment().nth(1).expect("the range is larger")
 }
 
 /// The address of the n-th node, counted from zero.
 pub(crate) fn node_address(index: usize) -> Option<Ipv4Addr> {
-    segment().nth(u32::try_from(index).ok()? + 2)
+    match segment().nth(u32::try_from(index).ok()? + 2)? {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    }
 }
 
-fn everything() -> Subnet {
-    Subnet::new(Ipv4Addr::UNSPECIFIED, 0).expect("a constant")
+/// Its IPv6 address in a dual-stack cluster.
+pub(crate) fn node_ipv6_address(index: usize) -> Option<Ipv6Addr> {
+    match ipv6_segment().nth(u32::try_from(index).ok()? + 2)? {
+        IpAddr::V6(address) => Some(address),
+        IpAddr::V4(_) => None,
+    }
+}
+
+/// The n-th address of an IPv4 range, or its base if that has been checked too little.
+pub(crate) fn ipv4_of(range: Subnet, n: u32) -> Ipv4Addr {
+    match range.nth(n).unwrap_or(range.base()) {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
+    }
 }
 
 /// Opens or creates the cluster's fabric, complete with its way out.
@@ -55,14 +85,18 @@ pub(crate) fn ensure(home: &Home, cluster: &ClusterRecord) -> Result<NetNs> {
         netns::unpin(&pin)?;
         NetNs::create_pinned(&pin)?
     };
-    fabric.run(quiet_forwarding)??;
+    fabric.run(|| quiet_forwarding(cluster.ipv6.is_some()))??;
     let mut links = Links::open_in(fabric.as_fd())?;
     let bridge = links.ensure_bridge(BRIDGE, Some(mac_of(gateway())), None)?;
     links.ensure_address(bridge, gateway(), segment().prefix())?;
     let unreachable = |destination| Route { destination, hop: Hop::Unreachable };
     let mut routes = vec![unreachable(cluster.pod_subnet), unreachable(cluster.service_subnet)];
     if cluster.isolated {
-        routes.push(unreachable(everything()));
+        routes.push(unreachable(Subnet::ALL_IPV4));
+    }
+    if let Some(ipv6) = cluster.ipv6 {
+        links.ensure_address(bridge, ipv6_gateway(), ipv6_segment().prefix())?;
+        routes.extend([ipv6.pod_subnet, ipv6.service_subnet, Subnet::ALL_IPV6].map(unreachable));
     }
     links.ensure_routes(&routes)?;
     if let Some(number) = cluster.uplink {
@@ -85,27 +119,36 @@ pub(crate) fn remove(home: &Home, cluster: &ClusterRecord) -> Result<()> {
 /// A new network namespace for a node, connected to the fabric.
 pub(crate) fn connect_node(fabric: &NetNs, cluster: &ClusterRecord, node: &NodeRecord) -> Result<NetNs> {
     let namespace = NetNs::create()?;
-    namespace.run(quiet_forwarding)??;
+    namespace.run(|| quiet_forwarding(cluster.ipv6.is_some()))??;
     let mut outside = Links::open_in(fabric.as_fd())?;
     let [.., third, fourth] = node.address.octets();
     let port = format!("node-{third}-{fourth}");
     outside.delete(&port)?;
     let near = VethEnd { master: Some(outside.index(BRIDGE)?), ..VethEnd::new(&port) };
-    let far =
-        VethEnd { mac: Some(mac_of(node.address)), namespace: Some(namespace.as_fd()), ..VethEnd::new(NODE_INTERFACE) };
+    let far = VethEnd {
+        mac: Some(mac_of(node.address.into())),
+        namespace: Some(namespace.as_fd()),
+        ..VethEnd::new(NODE_INTERFACE)
+    };
     outside.add_veth(near, far, None)?;
     let mut inside = Links::open_in(namespace.as_fd())?;
     inside.set_up(NODE_INTERFACE)?;
     let link = inside.index(NODE_INTERFACE)?;
     inside.ensure_address(link, node.address, segment().prefix())?;
-    let by_gateway = |destination| Route { destination, hop: Hop::Gateway { gateway: gateway(), link, onlink: false } };
+    let by = |gateway, destination| Route { destination, hop: Hop::Gateway { gateway, link, onlink: false } };
+    let by_gateway = |destination| by(gateway(), destination);
     // A local packet to a Service needs a route before its destination can be rewritten.
     let mut routes = vec![by_gateway(cluster.service_subnet)];
     routes.push(match cluster.isolated {
         // Said by the node itself, so that pods learn at once that there is no way out.
-        true => Route { destination: everything(), hop: Hop::Unreachable },
-        false => by_gateway(everything()),
+        true => Route { destination: Subnet::ALL_IPV4, hop: Hop::Unreachable },
+        false => by_gateway(Subnet::ALL_IPV4),
     });
+    if let (Some(ipv6), Some(address)) = (cluster.ipv6, node.ipv6_address) {
+        inside.ensure_address(link, address, ipv6_segment().prefix())?;
+        routes.push(by(ipv6_gateway(), ipv6.service_subnet));
+        routes.push(Route { destination: Subnet::ALL_IPV6, hop: Hop::Unreachable });
+    }
     inside.ensure_routes(&routes)?;
     // Asking makes the carriers take effect at once, from the node outwards (see Links::find).
     inside.index(NODE_INTERFACE)?;
@@ -116,7 +159,10 @@ pub(crate) fn connect_node(fabric: &NetNs, cluster: &ClusterRecord, node: &NodeR
 }
 
 /// Forwarding on, and everything off that would take a short way past the IP layer.
-fn quiet_forwarding() -> Result<()> {
+fn quiet_forwarding(ipv6: bool) -> Result<()> {
+    if ipv6 {
+        quiet_ipv6_forwarding()?;
+    }
     sysctl::set("net/ipv4/ip_forward", "1")?;
     sysctl::set("net/ipv4/conf/all/send_redirects", "0")?;
     sysctl::set("net/ipv4/conf/default/send_redirects", "0")?;
@@ -124,6 +170,19 @@ fn quiet_forwarding() -> Result<()> {
     // every other connection of a pod to its time-out.
     sysctl::set("net/ipv4/icmp_ratelimit", "0")?;
     let bridge_netfilter = "net/bridge/bridge-nf-call-iptables";
+    if sysctl::is_on(bridge_netfilter) {
+        sysctl::set(bridge_netfilter, "0")?;
+    }
+    Ok(())
+}
+
+/// The same for IPv6, before there are interfaces: nobody asks whether an address is taken, which would keep the first
+/// packets waiting for a second.
+fn quiet_ipv6_forwarding() -> Result<()> {
+    sysctl::set("net/ipv6/conf/all/forwarding", "1")?;
+    sysctl::set("net/ipv6/conf/default/accept_dad", "0")?;
+    sysctl::set("net/ipv6/icmp/ratelimit", "0")?;
+    let bridge_netfilter = "net/bridge/bridge-nf-call-ip6tables";
     if sysctl::is_on(bridge_netfilter) {
         sysctl::set(bridge_netfilter, "0")?;
     }
@@ -140,7 +199,7 @@ fn host_table(cluster: &str) -> String {
 
 fn uplink_range(number: u16) -> Subnet {
     let base = u32::from(UPLINKS.0) + u32::from(number % UPLINKS.1) * 4;
-    Subnet::new(base.into(), 30).expect("a constant prefix")
+    Subnet::new(Ipv4Addr::from_bits(base), 30).expect("a constant prefix")
 }
 
 /// The first uplink that neither another cluster nor an interface of the host has.
@@ -166,7 +225,7 @@ fn ensure_uplink(fabric: &NetNs, inside: &mut Links, cluster: &str, number: u16)
     inside.set_up(UPLINK)?;
     let link = inside.index(UPLINK)?;
     inside.ensure_address(link, own, range.prefix())?;
-    let out = Route { destination: everything(), hop: Hop::Gateway { gateway: host, link, onlink: false } };
+    let out = Route { destination: Subnet::ALL_IPV4, hop: Hop::Gateway { gateway: host, link, onlink: false } };
     inside.ensure_routes(&[out])?;
     let outer = outside.index(&name)?;
     outside.ensure_address(outer, host, range.prefix())?;

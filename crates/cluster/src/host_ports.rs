@@ -11,7 +11,7 @@ mod holder;
 use std::{
     collections::BTreeMap,
     fmt, io,
-    net::{SocketAddr, SocketAddrV4, TcpListener, UdpSocket},
+    net::{SocketAddr, TcpListener, UdpSocket},
     os::fd::{BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -27,13 +27,13 @@ use crate::node_config::HostConfig;
 #[derive(Debug, thiserror::Error)]
 #[error("port {} on {} is already in use{}", port_name(*.address, *.protocol), .address.ip(), by(.holder))]
 pub struct PortTaken {
-    pub address: SocketAddrV4,
+    pub address: SocketAddr,
     pub protocol: Protocol,
     /// `nginx (process 812)`, when it can be found out.
     pub holder: Option<String>,
 }
 
-fn port_name(address: SocketAddrV4, protocol: Protocol) -> String {
+fn port_name(address: SocketAddr, protocol: Protocol) -> String {
     match protocol {
         Protocol::Tcp => address.port().to_string(),
         other => format!("{}/{other}", address.port()),
@@ -51,7 +51,7 @@ pub enum HostPortError {
     Taken(#[from] PortTaken),
     #[error("cannot open port {address}/{protocol} of the host")]
     Io {
-        address: SocketAddrV4,
+        address: SocketAddr,
         protocol: Protocol,
         #[source]
         source: io::Error,
@@ -83,7 +83,8 @@ impl HostNet {
     }
 
     /// A listening TCP socket. Port 0 takes any free one.
-    pub fn listen_tcp(&self, address: SocketAddrV4) -> Result<TcpListener, HostPortError> {
+    pub fn listen_tcp(&self, address: impl Into<SocketAddr>) -> Result<TcpListener, HostPortError> {
+        let address = address.into();
         self.open(address, Protocol::Tcp, move || {
             // std sets SO_REUSEADDR, so connections of a previous run are no obstacle.
             let listener = TcpListener::bind(address)?;
@@ -93,7 +94,8 @@ impl HostNet {
     }
 
     /// A bound UDP socket.
-    pub fn bind_udp(&self, address: SocketAddrV4) -> Result<UdpSocket, HostPortError> {
+    pub fn bind_udp(&self, address: impl Into<SocketAddr>) -> Result<UdpSocket, HostPortError> {
+        let address = address.into();
         self.open(address, Protocol::Udp, move || {
             let socket = UdpSocket::bind(address)?;
             socket.set_nonblocking(true)?;
@@ -103,7 +105,7 @@ impl HostNet {
 
     fn open<T: Send>(
         &self,
-        address: SocketAddrV4,
+        address: SocketAddr,
         protocol: Protocol,
         open: impl FnOnce() -> io::Result<T> + Send,
     ) -> Result<T, HostPortError> {
@@ -127,9 +129,9 @@ impl HostNet {
 pub struct Forward {
     pub protocol: Protocol,
     /// On the host.
-    pub listen: SocketAddrV4,
+    pub listen: SocketAddr,
     /// Reached from the node.
-    pub target: SocketAddrV4,
+    pub target: SocketAddr,
 }
 
 impl fmt::Display for Forward {
@@ -138,7 +140,7 @@ impl fmt::Display for Forward {
     }
 }
 
-type Key = (Protocol, SocketAddrV4);
+type Key = (Protocol, SocketAddr);
 
 /// The host ports that are open. Cloning shares them; they close with the last clone.
 #[derive(Debug, Clone)]
@@ -155,7 +157,7 @@ struct Inner {
 #[derive(Debug)]
 struct Open {
     forward: Forward,
-    target: watch::Sender<SocketAddrV4>,
+    target: watch::Sender<SocketAddr>,
     task: AbortHandle,
 }
 
@@ -185,7 +187,7 @@ impl HostPorts {
     /// open is only led elsewhere if the target differs; established connections stay where they are.
     ///
     /// Has to be called within a tokio runtime.
-    pub fn open(&self, forward: Forward) -> Result<SocketAddrV4, HostPortError> {
+    pub fn open(&self, forward: Forward) -> Result<SocketAddr, HostPortError> {
         let key = (forward.protocol, forward.listen);
         let mut open = self.lock();
         if let Some(present) = open.get_mut(&key) {
@@ -210,9 +212,6 @@ impl HostPorts {
             }
             Protocol::Sctp => return Err(failed(io::ErrorKind::Unsupported.into())),
         };
-        let SocketAddr::V4(local) = local else {
-            return Err(failed(io::ErrorKind::Unsupported.into()));
-        };
         let forward = Forward { listen: local, ..forward };
         let entry = Open { forward, target, task: task.abort_handle() };
         open.insert((forward.protocol, local), entry);
@@ -220,7 +219,7 @@ impl HostPorts {
     }
 
     /// Closes a host port; true if it was open. Established connections go on.
-    pub fn close(&self, protocol: Protocol, listen: SocketAddrV4) -> bool {
+    pub fn close(&self, protocol: Protocol, listen: SocketAddr) -> bool {
         match self.lock().remove(&(protocol, listen)) {
             Some(port) => {
                 port.task.abort();

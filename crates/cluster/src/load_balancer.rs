@@ -1,7 +1,7 @@
 //! Ports of the host for Services of type LoadBalancer and for kind's `extraPortMappings`.
 //!
 //! Runs in the daemon of a node. On the control plane it follows Services: each port of a load balancer
-//! is opened on 127.0.0.1 of the host and leads to the Service's cluster address, entered from the node,
+//! is opened on 127.0.0.1 of the host, or ::1 for IPv6, and leads to the Service's cluster address of that family, entered from the node,
 //! so that all rules of Services apply. Once all ports of a Service are open its status names the address:
 //! `localhost`. Upstream's contract with a cloud's load balancer is kept: classes of others are left
 //! alone, events say what is being done, and a Service that is no load balancer any more loses its status.
@@ -11,7 +11,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -60,11 +60,9 @@ pub fn wanted(service: &Service) -> Vec<Forward> {
     let Some(spec) = service.spec.as_ref().filter(|_| is_ours(service)) else {
         return Vec::new();
     };
-    let address: Option<Ipv4Addr> = spec.cluster_ip.as_deref().and_then(|address| address.parse().ok());
-    let Some(address) = address else {
-        return Vec::new();
-    };
-    let forward = |port: &k8s_openapi::api::core::v1::ServicePort| {
+    let listed = spec.cluster_ips.as_deref().filter(|listed| !listed.is_empty());
+    let addresses = listed.unwrap_or(spec.cluster_ip.as_slice()).iter().filter_map(|address| address.parse().ok());
+    let forward = |address: IpAddr, port: &k8s_openapi::api::core::v1::ServicePort| {
         let protocol = match port.protocol.as_deref() {
             None | Some("TCP") => Protocol::Tcp,
             Some("UDP") => Protocol::Udp,
@@ -72,13 +70,14 @@ pub fn wanted(service: &Service) -> Vec<Forward> {
             Some(_) => return None,
         };
         let number = u16::try_from(port.port).ok()?;
-        Some(Forward {
-            protocol,
-            listen: SocketAddrV4::new(Ipv4Addr::LOCALHOST, number),
-            target: SocketAddrV4::new(address, number),
-        })
+        let localhost: IpAddr = match address {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        };
+        Some(Forward { protocol, listen: SocketAddr::new(localhost, number), target: SocketAddr::new(address, number) })
     };
-    spec.ports.iter().flatten().filter_map(forward).collect()
+    let ports = || spec.ports.iter().flatten();
+    addresses.flat_map(|address| ports().filter_map(move |port| forward(address, port))).collect()
 }
 
 /// A load balancer that no other implementation is asked for.
@@ -96,7 +95,7 @@ fn has_our_status(service: &Service) -> bool {
     matches!(ingress, [only] if only.hostname.as_deref() == Some(HOSTNAME))
 }
 
-type Slot = (Protocol, SocketAddrV4);
+type Slot = (Protocol, SocketAddr);
 
 /// The host ports of a node, from all that want some. Cloning shares them.
 #[derive(Debug, Clone)]
@@ -123,8 +122,8 @@ impl PortManager {
     pub fn new(ports: HostPorts, config: &NodeConfig) -> Self {
         let mappings = config.extra_port_mappings.iter().map(|mapping| Forward {
             protocol: mapping.protocol,
-            listen: SocketAddrV4::new(mapping.listen_address, mapping.host_port),
-            target: SocketAddrV4::new(config.node_ip, mapping.container_port),
+            listen: SocketAddr::new(mapping.listen_address.into(), mapping.host_port),
+            target: SocketAddr::new(config.node_ip.into(), mapping.container_port),
         });
         let manager = Self { inner: Arc::new(Inner { ports, state: Mutex::default(), changed: Notify::new() }) };
         manager.set(Reason::Mapping, mappings.collect());
@@ -203,7 +202,7 @@ impl PortManager {
     }
 
     /// Opens a port by hand. Port 0 takes any free one.
-    pub fn open(&self, forward: Forward) -> Result<SocketAddrV4, String> {
+    pub fn open(&self, forward: Forward) -> Result<SocketAddr, String> {
         let listen = match forward.listen.port() {
             // Chosen once, so that it stays the same when ports are opened anew.
             0 => self.free_port(forward)?,
@@ -224,17 +223,17 @@ impl PortManager {
         Ok(listen)
     }
 
-    fn free_port(&self, forward: Forward) -> Result<SocketAddrV4, String> {
+    fn free_port(&self, forward: Forward) -> Result<SocketAddr, String> {
         let local = match forward.protocol {
             Protocol::Udp => self.inner.ports.host().bind_udp(forward.listen).map(|socket| socket.local_addr()),
             _ => self.inner.ports.host().listen_tcp(forward.listen).map(|socket| socket.local_addr()),
         };
         let local = local.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-        Ok(SocketAddrV4::new(*forward.listen.ip(), local.port()))
+        Ok(SocketAddr::new(forward.listen.ip(), local.port()))
     }
 
     /// Closes a port that was opened by hand; false if there is none.
-    pub fn close(&self, protocol: Protocol, listen: SocketAddrV4) -> bool {
+    pub fn close(&self, protocol: Protocol, listen: SocketAddr) -> bool {
         let mut state = self.state();
         let by_hand = state.wishes.entry(Reason::ByHand).or_default();
         let before = by_hand.len();

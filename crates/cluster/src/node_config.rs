@@ -7,7 +7,11 @@
 //! The server writes [`ADMIN_KUBECONFIG`] (mode 0600, server `https://127.0.0.1:PORT`) once it serves, and
 //! [`CA_CERTIFICATE`] before that: `cluster create` waits for both.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Serialize};
 use skiff_network::{Subnet, hostport::Protocol};
@@ -50,6 +54,9 @@ pub struct NodeConfig {
     /// The range of all pods of the cluster; nodes get a /24 each.
     pub pod_subnet: Subnet,
     pub service_subnet: Subnet,
+    /// What the node has of IPv6 in a dual-stack cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<NodeIpv6>,
     /// The address of the DNS Service: the tenth of the service range.
     pub cluster_dns: Ipv4Addr,
     pub data_dir: PathBuf,
@@ -74,6 +81,27 @@ pub struct NodeConfig {
     /// What differs from the components' defaults.
     #[serde(default)]
     pub settings: Settings,
+}
+
+/// The IPv6 ranges of a dual-stack cluster, whose primary family is IPv4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ipv6Ranges {
+    /// The range of all pods; nodes get a /64 each.
+    pub pod_subnet: Subnet,
+    pub service_subnet: Subnet,
+}
+
+/// A node's part in IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeIpv6 {
+    /// The address on the node's interface and the segment that it is on. Without one the pods of this node are reached
+    /// by its IPv4 address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<(Ipv6Addr, Subnet)>,
+    #[serde(flatten)]
+    pub ranges: Ipv6Ranges,
 }
 
 /// Settings of the components in a node, named as upstream's flags are.
@@ -198,6 +226,39 @@ pub struct PortMapping {
 }
 
 impl NodeConfig {
+    fn with_ipv6(&self, ipv4: Subnet, of: impl Fn(Ipv6Ranges) -> Subnet) -> Vec<Subnet> {
+        std::iter::once(ipv4).chain(self.ipv6.map(|ipv6| of(ipv6.ranges))).collect()
+    }
+
+    /// The ranges of the cluster's pods, the primary one first.
+    pub fn pod_subnets(&self) -> Vec<Subnet> {
+        self.with_ipv6(self.pod_subnet, |ranges| ranges.pod_subnet)
+    }
+
+    /// The ranges of the cluster's Services, the primary one first.
+    pub fn service_subnets(&self) -> Vec<Subnet> {
+        self.with_ipv6(self.service_subnet, |ranges| ranges.service_subnet)
+    }
+
+    /// The node's addresses with their segments, the primary one first.
+    pub fn addresses(&self) -> Vec<(IpAddr, Subnet)> {
+        let ipv6 = self.ipv6.and_then(|ipv6| ipv6.node).map(|(address, segment)| (address.into(), segment));
+        std::iter::once((self.node_ip.into(), self.segment)).chain(ipv6).collect()
+    }
+
+    /// The node's addresses, the primary one first.
+    pub fn node_ips(&self) -> Vec<IpAddr> {
+        self.addresses().into_iter().map(|(address, _)| address).collect()
+    }
+
+    /// The address that stands for all addresses of the node.
+    pub fn any_address(&self) -> IpAddr {
+        match self.ipv6 {
+            Some(_) => Ipv6Addr::UNSPECIFIED.into(),
+            None => Ipv4Addr::UNSPECIFIED.into(),
+        }
+    }
+
     /// Reads the file that `--node-config` names.
     pub fn read(path: &std::path::Path) -> std::io::Result<Self> {
         Ok(serde_json::from_slice(&std::fs::read(path)?)?)

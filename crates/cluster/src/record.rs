@@ -1,6 +1,10 @@
 //! What is remembered of a cluster: `cluster.json`.
 
-use std::{fs, io, net::Ipv4Addr, path::PathBuf};
+use std::{
+    fs, io,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Serialize};
 use skiff_network::Subnet;
@@ -8,7 +12,7 @@ use skiff_network::Subnet;
 use crate::{
     Error, Home, Limits, Result,
     home::write_atomically,
-    node_config::{PortMapping, Role, Settings},
+    node_config::{Ipv6Ranges, PortMapping, Role, Settings},
     spec::ExtraMount,
 };
 
@@ -31,6 +35,9 @@ pub struct ClusterRecord {
     pub api_port: u16,
     pub pod_subnet: Subnet,
     pub service_subnet: Subnet,
+    /// Of a dual-stack cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6Ranges>,
     pub disable_default_cni: bool,
     pub bootstrap_token: String,
     pub nodes: Vec<NodeRecord>,
@@ -48,6 +55,9 @@ pub struct NodeRecord {
     pub name: String,
     pub role: Role,
     pub address: Ipv4Addr,
+    /// In a dual-stack cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6_address: Option<Ipv6Addr>,
     #[serde(default)]
     pub labels: std::collections::BTreeMap<String, String>,
     #[serde(default)]

@@ -14,7 +14,7 @@ use skiff_network::{Subnet, hostport::Protocol};
 
 use crate::{
     Error, Result,
-    node_config::{PortMapping, Role},
+    node_config::{Ipv6Ranges, PortMapping, Role},
 };
 
 /// A cluster to be created.
@@ -25,6 +25,8 @@ pub struct ClusterSpec {
     pub nodes: Vec<NodeSpec>,
     pub pod_subnet: Subnet,
     pub service_subnet: Subnet,
+    /// Of a dual-stack cluster.
+    pub ipv6: Option<Ipv6Ranges>,
     pub api_address: Ipv4Addr,
     /// Chosen freely if absent.
     pub api_port: Option<u16>,
@@ -52,6 +54,8 @@ pub struct ExtraMount {
 
 const POD_SUBNET: &str = "10.244.0.0/16";
 const SERVICE_SUBNET: &str = "10.96.0.0/12";
+const IPV6_POD_SUBNET: &str = "fd00:10:244::/56";
+const IPV6_SERVICE_SUBNET: &str = "fd00:10:96::/112";
 
 impl ClusterSpec {
     /// One control plane and `nodes - 1` workers.
@@ -63,6 +67,7 @@ impl ClusterSpec {
             nodes: std::iter::once(node(Role::ControlPlane)).chain(workers).collect(),
             pod_subnet: POD_SUBNET.parse().expect("a constant"),
             service_subnet: SERVICE_SUBNET.parse().expect("a constant"),
+            ipv6: None,
             api_address: Ipv4Addr::LOCALHOST,
             api_port: None,
             disable_default_cni: false,
@@ -90,16 +95,21 @@ impl ClusterSpec {
             spec.nodes = file.nodes.into_iter().map(FileNode::into_spec).collect::<Result<_, _>>()?;
         }
         let networking = file.networking;
-        let family = networking.ip_family.as_deref().unwrap_or("ipv4");
-        if family != "ipv4" {
-            return Err(format!("networking.ipFamily {family:?} is not supported, only \"ipv4\""));
-        }
-        let subnet = |field: &str, value: Option<String>, default: Subnet| match value {
-            None => Ok(default),
-            Some(text) => text.parse().map_err(|error| format!("networking.{field}: {error}")),
+        let dual = match networking.ip_family.as_deref() {
+            None | Some("ipv4") => false,
+            Some("dual") => true,
+            Some(other) => {
+                return Err(format!("networking.ipFamily {other:?} is not supported, only \"ipv4\" and \"dual\""));
+            }
         };
-        spec.pod_subnet = subnet("podSubnet", networking.pod_subnet, spec.pod_subnet)?;
-        spec.service_subnet = subnet("serviceSubnet", networking.service_subnet, spec.service_subnet)?;
+        let (pods, second_pods) = subnets("podSubnet", networking.pod_subnet, dual, spec.pod_subnet, IPV6_POD_SUBNET)?;
+        let (services, second_services) =
+            subnets("serviceSubnet", networking.service_subnet, dual, spec.service_subnet, IPV6_SERVICE_SUBNET)?;
+        (spec.pod_subnet, spec.service_subnet) = (pods, services);
+        spec.ipv6 = match (second_pods, second_services) {
+            (Some(pod_subnet), Some(service_subnet)) => Some(Ipv6Ranges { pod_subnet, service_subnet }),
+            _ => None,
+        };
         if let Some(address) = networking.api_server_address {
             let parsed = address.parse();
             spec.api_address =
@@ -141,15 +151,17 @@ impl ClusterSpec {
         if self.service_subnet.prefix() > 27 {
             return Err(format!("networking.serviceSubnet {} is smaller than a /27", self.service_subnet));
         }
-        let overlap = |a: Subnet, b: Subnet| a.contains(b.base()) || b.contains(a.base());
-        if overlap(self.pod_subnet, self.service_subnet) {
+        if self.pod_subnet.overlaps(&self.service_subnet) {
             return Err("networking.podSubnet and networking.serviceSubnet overlap".to_owned());
         }
         let segment = crate::fabric::segment();
         for (name, range) in [("podSubnet", self.pod_subnet), ("serviceSubnet", self.service_subnet)] {
-            if overlap(range, segment) {
+            if range.overlaps(&segment) {
                 return Err(format!("networking.{name} {range} overlaps the nodes' range {segment}"));
             }
+        }
+        if let Some(ipv6) = self.ipv6 {
+            self.check_ipv6(ipv6)?;
         }
         let mut seen = BTreeSet::new();
         for port in self.nodes.iter().flat_map(|node| &node.ports) {
@@ -161,6 +173,57 @@ impl ClusterSpec {
             }
         }
         Ok(())
+    }
+}
+
+impl ClusterSpec {
+    fn check_ipv6(&self, ipv6: Ipv6Ranges) -> Result<(), String> {
+        let Ipv6Ranges { pod_subnet, service_subnet } = ipv6;
+        if !(48..=64).contains(&pod_subnet.prefix()) {
+            return Err(format!("networking.podSubnet {pod_subnet} is not between a /48 and a /64"));
+        }
+        if self.nodes.len() > 1 << (64 - pod_subnet.prefix()) {
+            return Err(format!("networking.podSubnet {pod_subnet} has too few /64 ranges for the nodes"));
+        }
+        if !(64..=123).contains(&service_subnet.prefix()) {
+            return Err(format!("networking.serviceSubnet {service_subnet} is not between a /64 and a /123"));
+        }
+        if pod_subnet.overlaps(&service_subnet) {
+            return Err("networking.podSubnet and networking.serviceSubnet overlap".to_owned());
+        }
+        let segment = crate::fabric::ipv6_segment();
+        for (name, range) in [("podSubnet", pod_subnet), ("serviceSubnet", service_subnet)] {
+            if range.overlaps(&segment) {
+                return Err(format!("networking.{name} {range} overlaps the nodes' range {segment}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The IPv4 range of a field and, in a dual-stack cluster, the IPv6 one after it.
+fn subnets(
+    field: &str,
+    value: Option<String>,
+    dual: bool,
+    default: Subnet,
+    default_ipv6: &str,
+) -> Result<(Subnet, Option<Subnet>), String> {
+    let ranges = match value {
+        None if dual => vec![default, default_ipv6.parse().expect("a constant")],
+        None => vec![default],
+        Some(text) => text
+            .split(',')
+            .map(|one| one.trim().parse().map_err(|error| format!("networking.{field}: {error}")))
+            .collect::<Result<Vec<Subnet>, _>>()?,
+    };
+    match ranges.as_slice() {
+        [ipv4] if !dual && ipv4.is_ipv4() => Ok((*ipv4, None)),
+        [ipv4, ipv6] if dual && ipv4.is_ipv4() && !ipv6.is_ipv4() => Ok((*ipv4, Some(*ipv6))),
+        _ if dual => Err(format!(
+            "networking.{field}: with networking.ipFamily \"dual\" it is an IPv4 range and an IPv6 range, as in \"{default},{default_ipv6}\""
+        )),
+        _ => Err(format!("networking.{field}: it is one IPv4 range, unless networking.ipFamily is \"dual\"")),
     }
 }
 
@@ -337,6 +400,21 @@ nodes:
     }
 
     #[test]
+    fn a_dual_stack_cluster() {
+        let parse = |networking: &str| {
+            let head = "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\n";
+            let spec = ClusterSpec::parse(&format!("{head}networking: {networking}")).unwrap();
+            let ipv6 = spec.ipv6.map(|ipv6| format!("{} {}", ipv6.pod_subnet, ipv6.service_subnet));
+            (format!("{} {}", spec.pod_subnet, spec.service_subnet), ipv6)
+        };
+        let ipv4 = "10.244.0.0/16 10.96.0.0/12".to_owned();
+        assert_eq!(parse("{ipFamily: ipv4}"), (ipv4.clone(), None));
+        assert_eq!(parse("{ipFamily: dual}"), (ipv4, Some("fd00:10:244::/56 fd00:10:96::/112".to_owned())));
+        let own = "{ipFamily: dual, podSubnet: \"10.1.0.0/16, fd01::/48\", serviceSubnet: \"10.2.0.0/16,fd02::/108\"}";
+        assert_eq!(parse(own), ("10.1.0.0/16 10.2.0.0/16".to_owned(), Some("fd01::/48 fd02::/108".to_owned())));
+    }
+
+    #[test]
     fn faults_are_named() {
         let head = "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\n";
         let fault = |rest: &str| ClusterSpec::parse(&format!("{head}{rest}")).unwrap_err();
@@ -344,7 +422,16 @@ nodes:
         assert!(fault("nodes: [{role: worker}]").contains("control-plane"));
         assert!(fault("nodes: [{role: control-plane}, {role: control-plane}]").starts_with("2 nodes"));
         assert!(fault("networking: {podSubnet: x}").starts_with("networking.podSubnet"));
-        assert!(fault("networking: {ipFamily: dual}").contains("dual"));
+        assert!(fault("networking: {ipFamily: ipv6}").contains("only \"ipv4\" and \"dual\""));
+        assert!(fault("networking: {podSubnet: \"10.1.0.0/16,fd00::/56\"}").contains("unless networking.ipFamily"));
+        for pair in ["10.1.0.0/16", "fd00::/56", "fd00::/56,10.1.0.0/16", "10.1.0.0/16,fd00::/56,fd01::/56"] {
+            let text = format!("networking: {{ipFamily: dual, podSubnet: \"{pair}\"}}");
+            assert!(fault(&text).contains("an IPv4 range and an IPv6 range"), "{pair}");
+        }
+        for (pair, message) in [("10.1.0.0/16,fd00::/65", "/48"), ("10.1.0.0/16,fd00:10:96::/64", "overlap")] {
+            let text = format!("networking: {{ipFamily: dual, podSubnet: \"{pair}\"}}");
+            assert!(fault(&text).contains(message), "{pair}: {}", fault(&text));
+        }
         assert!(fault("networking: {podSubnet: 10.96.0.0/16}").contains("overlap"));
         assert!(fault("networking: {podSubnet: 172.18.0.0/16}").contains("overlaps the nodes"));
         let twice = "nodes: [{role: control-plane, extraPortMappings: [{containerPort: 1, hostPort: 80}, {containerPort: 2, hostPort: 80}]}]";

@@ -46,7 +46,8 @@ use tokio::task::JoinSet;
 pub struct Config {
     /// The cluster's certificate authority: published to every namespace and used to sign.
     pub authority: Arc<Authority>,
-    /// Range of the pods' addresses; every node gets a /24 of it.
+    /// Ranges of the pods' addresses, one of each family with the primary one first, separated by commas; every node
+    /// gets a /24, or a /64 of IPv6, of each.
     pub pod_cidr: String,
     /// How long a node may be silent before it counts as lost.
     pub node_monitor_grace_period: Duration,

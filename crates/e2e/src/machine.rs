@@ -66,7 +66,7 @@ impl Wire {
         links.set_up("eth0").expect("an interface");
         let link = links.index("eth0").expect("an interface");
         links.ensure_address(link, address(segment, last), 24).expect("an address");
-        let way_out = Hop::Gateway { gateway: address(segment, 1), link, onlink: false };
+        let way_out = Hop::Gateway { gateway: address(segment, 1).into(), link, onlink: false };
         let everything = Subnet::new(EVERYTHING, 0).expect("a constant");
         links.ensure_routes(&[Route { destination: everything, hop: way_out }]).expect("a route");
         namespace

@@ -20,8 +20,9 @@ pub struct Config {
     pub node_name: String,
     /// The node's own name, shown as address of type `Hostname` and to pods in the node's network.
     pub hostname: String,
-    /// The address under which pods and the API server reach the node.
-    pub node_ip: IpAddr,
+    /// The addresses under which pods and the API server reach the node: one, or one of each family with the primary
+    /// one first.
+    pub node_ips: Vec<IpAddr>,
     /// Further labels of the Node object.
     pub labels: BTreeMap<String, String>,
     /// Taints that the Node object gets when it is registered.
@@ -88,12 +89,17 @@ impl std::fmt::Debug for ServerConfig {
 pub const KUBELET_PORT: u16 = 10250;
 
 impl Config {
+    /// The node's addresses as text.
+    pub(crate) fn host_ips(&self) -> Vec<String> {
+        self.node_ips.iter().map(IpAddr::to_string).collect()
+    }
+
     /// A node of this name and address with upstream's defaults, and no server.
     pub fn new(node_name: &str, node_ip: IpAddr) -> Config {
         Config {
             node_name: node_name.to_owned(),
             hostname: node_name.to_owned(),
-            node_ip,
+            node_ips: vec![node_ip],
             labels: BTreeMap::new(),
             taints: Vec::new(),
             version: "v1.36.0".to_owned(),

@@ -11,7 +11,7 @@ use crate::{pod::PodExt, qos};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Addresses {
     pub(crate) pod_ips: Vec<String>,
-    pub(crate) host_ip: String,
+    pub(crate) host_ips: Vec<String>,
 }
 
 /// The value of a field of the pod. The error is upstream's message.
@@ -33,7 +33,8 @@ pub(crate) fn field(pod: &Pod, addresses: &Addresses, path: &str) -> Result<Stri
         "metadata.annotations" => format_map(meta.annotations.as_ref()),
         "spec.nodeName" => PodExt::spec(pod).node_name.clone().unwrap_or_default(),
         "spec.serviceAccountName" => PodExt::spec(pod).service_account_name.clone().unwrap_or_default(),
-        "status.hostIP" | "status.hostIPs" => addresses.host_ip.clone(),
+        "status.hostIP" => addresses.host_ips.first().cloned().unwrap_or_default(),
+        "status.hostIPs" => addresses.host_ips.join(","),
         "status.podIP" => addresses.pod_ips.first().cloned().unwrap_or_default(),
         "status.podIPs" => addresses.pod_ips.join(","),
         _ => return Err(format!("unsupported fieldPath: {path}")),
@@ -100,13 +101,18 @@ mod tests {
             "spec": {"nodeName": "node", "containers": []},
         }))
         .unwrap();
-        let addresses = Addresses { pod_ips: vec!["10.0.0.2".into()], host_ip: "10.0.0.1".into() };
+        let addresses = Addresses {
+            pod_ips: vec!["10.0.0.2".into(), "fd00::2".into()],
+            host_ips: vec!["10.0.0.1".into(), "fc00::1".into()],
+        };
         let get = |path| field(&pod, &addresses, path).unwrap();
         assert_eq!(get("metadata.labels"), "a=\"1\"\nb=\"2\\\"\"");
         assert_eq!(get("metadata.labels['a']"), "1");
         assert_eq!(get("metadata.annotations['none']"), "");
         assert_eq!(get("status.podIP"), "10.0.0.2");
         assert_eq!(get("status.hostIP"), "10.0.0.1");
+        assert_eq!(get("status.podIPs"), "10.0.0.2,fd00::2");
+        assert_eq!(get("status.hostIPs"), "10.0.0.1,fc00::1");
         assert!(field(&pod, &addresses, "spec.what").is_err());
     }
 

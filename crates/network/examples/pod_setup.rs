@@ -17,7 +17,8 @@ fn main() -> Result<()> {
 
 fn measure(data_dir: &std::path::Path) -> Result<()> {
     let node = NetNs::create()?;
-    let config = PodNetworkConfig { data_dir: data_dir.to_owned(), ..PodNetworkConfig::new("10.244.0.0/24".parse()?) };
+    let config =
+        PodNetworkConfig { data_dir: data_dir.to_owned(), ..PodNetworkConfig::new(vec!["10.244.0.0/24".parse()?]) };
     let network = node.run(|| {
         skiff_network::sysctl::set("net/bridge/bridge-nf-call-iptables", "0")?;
         PodNetwork::open(config)

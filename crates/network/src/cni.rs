@@ -37,8 +37,12 @@ pub struct PluginConfig {
     pub kind: String,
     #[serde(default = "default_bridge")]
     pub bridge: String,
+    /// The primary range.
     #[serde(rename = "podCIDR")]
     pub pod_cidr: Subnet,
+    /// All ranges where there are several, the primary one first.
+    #[serde(rename = "podCIDRs", default, skip_serializing_if = "Vec::is_empty")]
+    pub pod_cidrs: Vec<Subnet>,
     /// Absent: no masquerading.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub masquerade_except: Option<Vec<Subnet>>,
@@ -80,7 +84,7 @@ impl PluginConfig {
     fn network(&self) -> PodNetworkConfig {
         PodNetworkConfig {
             bridge: self.bridge.clone(),
-            pod_cidr: self.pod_cidr,
+            pod_cidrs: if self.pod_cidrs.is_empty() { vec![self.pod_cidr] } else { self.pod_cidrs.clone() },
             masquerade_except: self.masquerade_except.clone(),
             mtu: self.mtu,
             data_dir: self.data_dir.clone(),
@@ -93,10 +97,13 @@ pub fn conflist(config: &PodNetworkConfig) -> String {
     let mut plugin = json!({
         "type": PLUGIN_TYPE,
         "bridge": config.bridge,
-        "podCIDR": config.pod_cidr,
+        "podCIDR": config.pod_cidrs.first(),
         "dataDir": config.data_dir,
         "capabilities": { "portMappings": true },
     });
+    if config.pod_cidrs.len() > 1 {
+        plugin["podCIDRs"] = json!(config.pod_cidrs);
+    }
     if let Some(exceptions) = &config.masquerade_except {
         plugin["masqueradeExcept"] = json!(exceptions);
     }
@@ -238,12 +245,15 @@ fn execute(invocation: &Invocation, config: &PluginConfig) -> Result<Option<Stri
                     { "name": pod.host_interface },
                     { "name": interface, "mac": mac, "sandbox": netns },
                 ],
-                "ips": [{
-                    "address": format!("{}/32", pod.address),
-                    "gateway": pod.gateway,
+                "ips": pod.ips.iter().map(|ip| json!({
+                    "address": Subnet::host(ip.address),
+                    "gateway": ip.gateway,
                     "interface": 2,
-                }],
-                "routes": [{ "dst": "0.0.0.0/0", "gw": pod.gateway }],
+                })).collect::<Vec<_>>(),
+                "routes": pod.ips.iter().map(|ip| {
+                    let everything = if ip.address.is_ipv4() { Subnet::ALL_IPV4 } else { Subnet::ALL_IPV6 };
+                    json!({ "dst": everything, "gw": ip.gateway })
+                }).collect::<Vec<_>>(),
                 "dns": {},
             });
             Ok(Some(result.to_string()))
@@ -302,8 +312,8 @@ mod tests {
     }
 
     impl Fixture {
-        fn new() -> Self {
-            let base = std::env::temp_dir().join(format!("skiff-cni-{}", std::process::id()));
+        fn new(name: &str) -> Self {
+            let base = std::env::temp_dir().join(format!("skiff-cni-{name}-{}", std::process::id()));
             let pin = base.join("pod");
             Self {
                 node: NetNs::create().unwrap(),
@@ -341,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_container_comes_and_goes() {
-        let fixture = Fixture::new();
+        let fixture = Fixture::new("one");
         fixture.call("STATUS", json!({})).unwrap();
         let ports = json!({ "runtimeConfig": { "portMappings": [
             { "hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "" },
@@ -385,11 +395,35 @@ mod tests {
 
     #[test]
     fn the_conflist_is_read_back() {
-        let mut config = PodNetworkConfig::new("10.244.3.0/24".parse().unwrap());
+        let mut config = PodNetworkConfig::new(vec!["10.244.3.0/24".parse().unwrap()]);
         config.masquerade_except = Some(vec!["10.244.0.0/16".parse().unwrap()]);
         let list: serde_json::Value = serde_json::from_str(&conflist(&config)).unwrap();
         let plugin: PluginConfig = serde_json::from_value(list["plugins"][0].clone()).unwrap();
-        assert_eq!(plugin.network().pod_cidr, config.pod_cidr);
+        assert_eq!(plugin.network().pod_cidrs, config.pod_cidrs);
         assert_eq!(plugin.network().masquerade_except, config.masquerade_except);
+        assert_eq!(list["plugins"][0]["podCIDRs"], serde_json::Value::Null);
+        config.pod_cidrs.push("fd00:10:244:3::/64".parse().unwrap());
+        let list: serde_json::Value = serde_json::from_str(&conflist(&config)).unwrap();
+        let plugin: PluginConfig = serde_json::from_value(list["plugins"][0].clone()).unwrap();
+        assert_eq!(plugin.network().pod_cidrs, config.pod_cidrs);
+    }
+
+    #[test]
+    fn a_container_of_two_families() {
+        let fixture = Fixture::new("two");
+        let ranges = json!({ "podCIDRs": ["10.244.0.0/24", "fd00:10:244::/64"] });
+        let result = fixture.call("ADD", ranges.clone()).unwrap().unwrap();
+        assert_eq!(
+            result["ips"],
+            json!([
+                { "address": "10.244.0.2/32", "gateway": "10.244.0.1", "interface": 2 },
+                { "address": "fd00:10:244::2/128", "gateway": "fd00:10:244::1", "interface": 2 },
+            ])
+        );
+        assert_eq!(result["routes"][1], json!({ "dst": "::/0", "gw": "fd00:10:244::1" }));
+        let mut check = ranges.clone();
+        check["prevResult"] = result;
+        fixture.call("CHECK", check).unwrap();
+        fixture.call("DEL", ranges).unwrap();
     }
 }

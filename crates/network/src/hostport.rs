@@ -1,6 +1,10 @@
 //! Host ports: ports of the node that lead to a port of one pod.
 
-use std::{fmt, net::Ipv4Addr, os::fd::BorrowedFd};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::BorrowedFd,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -62,22 +66,22 @@ impl fmt::Display for Protocol {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HostPort {
-    /// The node's address to listen on; every one if absent, empty or `0.0.0.0`.
+    /// The node's address to listen on; every one if absent, empty, `0.0.0.0` or `::`.
     #[serde(
         rename = "hostIP",
         default,
         deserialize_with = "optional_address",
         skip_serializing_if = "Option::is_none"
     )]
-    pub host_ip: Option<Ipv4Addr>,
+    pub host_ip: Option<IpAddr>,
     pub host_port: u16,
     pub container_port: u16,
     #[serde(default)]
     pub protocol: Protocol,
 }
 
-/// CNI runtimes send an empty string where there is no address, and IPv6 ones for dual-stack pods.
-fn optional_address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Ipv4Addr>, D::Error> {
+/// CNI runtimes send an empty string where there is no address.
+fn optional_address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
     match text.as_str() {
         "" | "0.0.0.0" | "::" => Ok(None),
@@ -99,80 +103,126 @@ impl HostPort {
 /// The rules that do not change with pods.
 #[derive(Debug, Clone)]
 pub struct TableConfig {
-    pub pod_cidr: Subnet,
+    /// The bridge that pods hang on.
+    pub bridge: String,
+    /// The node's ranges; each family has a table.
+    pub pod_cidrs: Vec<Subnet>,
     /// Replace the source of what pods send to anywhere else than these.
     pub masquerade_except: Option<Vec<Subnet>>,
 }
 
-/// Replaces the whole table by one that fits the configuration and the recorded pods, in one step.
+/// Replaces the whole tables by ones that fit the configuration and the recorded pods, each in one step.
 pub fn rebuild(socket: &mut Socket, config: &TableConfig, ipam: &Ipam) -> Result<()> {
-    let mut batch = Batch::new(Family::Ip, TABLE);
+    config.pod_cidrs.iter().try_for_each(|range| rebuild_family(socket, config, *range, ipam))
+}
+
+fn rebuild_family(socket: &mut Socket, config: &TableConfig, pods: Subnet, ipam: &Ipam) -> Result<()> {
+    let family = Family::of(pods.base());
+    let rule = || Rule::of(family);
+    // Where what follows an address is loaded.
+    let after = family.registers();
+    let mut batch = Batch::new(family, TABLE);
     batch.delete_table().add_table();
+    let address = family.address();
     let front = [Field::Protocol, Field::Port];
-    let front_with_address = [Field::Ipv4, Field::Protocol, Field::Port];
-    let target = [Field::Ipv4, Field::Port];
+    let front_with_address = [address, Field::Protocol, Field::Port];
+    let target = [address, Field::Port];
     batch.add_set(&Set::map(BY_ADDRESS, &front_with_address, &target));
     batch.add_set(&Set::map(ANY_ADDRESS, &front, &target));
-    batch.add_set(&Set::plain(HAIRPIN, &[Field::Ipv4, Field::Ipv4]));
+    batch.add_set(&Set::plain(HAIRPIN, &[address, address]));
     batch.add_chain("hostports");
-    let by_address = Rule::new().daddr(Reg(0)).l4proto(Reg(1)).dport(Reg(2));
-    batch.add_rule("hostports", by_address.map(Reg(0), BY_ADDRESS, Reg(4)).dnat(Reg(4), Reg(5)));
-    let any = Rule::new().l4proto(Reg(0)).dport(Reg(1));
-    batch.add_rule("hostports", any.map(Reg(0), ANY_ADDRESS, Reg(4)).dnat(Reg(4), Reg(5)));
+    let (found, found_port) = (Reg(8), Reg(8 + after));
+    let by_address = rule().daddr(Reg(0)).l4proto(Reg(after)).dport(Reg(after + 1));
+    batch.add_rule("hostports", by_address.map(Reg(0), BY_ADDRESS, found).dnat(found, found_port));
+    let any = rule().l4proto(Reg(0)).dport(Reg(1));
+    batch.add_rule("hostports", any.map(Reg(0), ANY_ADDRESS, found).dnat(found, found_port));
     let nat = |hook, priority| BaseChain { kind: ChainKind::Nat, hook, priority };
     for (name, hook) in [("prerouting", Hook::Prerouting), ("output", Hook::Output)] {
         batch.add_base_chain(name, nat(hook, -100));
-        let local = Rule::new().fib_daddr(Reg(0), FibResult::AddressType);
+        let local = rule().fib_daddr(Reg(0), FibResult::AddressType);
         let local = local.cmp(Reg(0), Op::Eq, &RTN_LOCAL.to_ne_bytes());
+        // What comes from IPv6's loopback address can be sent to nobody else.
+        let local = match family {
+            Family::Ip6 => local.daddr(Reg(0)).in_subnet(Reg(0), Op::Neq, Subnet::host(Ipv6Addr::LOCALHOST)),
+            _ => local,
+        };
         batch.add_rule(name, local.verdict(Verdict::Jump("hostports".to_owned())));
     }
     batch.add_base_chain("postrouting", nat(Hook::Postrouting, 100));
-    let rewritten = || Rule::new().ct(Reg(0), CtKey::Status).any_bit(Reg(0), ct_status::DNAT);
-    let loopback = Subnet::new(Ipv4Addr::LOCALHOST, 8).expect("a constant");
-    let from_localhost = rewritten().saddr(Reg(0)).in_subnet(Reg(0), Op::Eq, loopback);
-    // To pods only: what stays on the loopback device must keep its source.
-    let from_localhost = from_localhost.interface(Reg(4), Meta::OutputName, Op::Neq, "lo");
-    batch.add_rule("postrouting", from_localhost.masquerade().comment("host ports from localhost"));
-    let hairpin = rewritten().saddr(Reg(0)).daddr(Reg(1)).lookup(Reg(0), HAIRPIN);
+    let rewritten = || rule().ct(Reg(0), CtKey::Status).any_bit(Reg(0), ct_status::DNAT);
+    if family == Family::Ip {
+        let loopback = Subnet::new(Ipv4Addr::LOCALHOST, 8).expect("a constant");
+        let from_localhost = rewritten().saddr(Reg(0)).in_subnet(Reg(0), Op::Eq, loopback);
+        // To pods only: what stays on the loopback device must keep its source.
+        let from_localhost = from_localhost.interface(Reg(4), Meta::OutputName, Op::Neq, "lo");
+        batch.add_rule("postrouting", from_localhost.masquerade().comment("host ports from localhost"));
+    }
+    let hairpin = rewritten().saddr(Reg(0)).daddr(Reg(after)).lookup(Reg(0), HAIRPIN);
     batch.add_rule("postrouting", hairpin.masquerade().comment("a pod to its own host port"));
     if let Some(exceptions) = &config.masquerade_except {
         batch.add_chain("leaving");
-        let from_pods = Rule::new().saddr(Reg(0)).in_subnet(Reg(0), Op::Eq, config.pod_cidr);
+        let from_pods = rule().saddr(Reg(0)).in_subnet(Reg(0), Op::Eq, pods);
         batch.add_rule("postrouting", from_pods.verdict(Verdict::Jump("leaving".to_owned())));
-        for range in exceptions {
-            let inside = Rule::new().daddr(Reg(0)).in_subnet(Reg(0), Op::Eq, *range);
+        for range in exceptions.iter().filter(|range| range.is_like(pods.base())) {
+            let inside = rule().daddr(Reg(0)).in_subnet(Reg(0), Op::Eq, *range);
             batch.add_rule("leaving", inside.verdict(Verdict::Return));
         }
-        batch.add_rule("leaving", Rule::new().masquerade().comment("pods to outside the cluster"));
+        batch.add_rule("leaving", rule().masquerade().comment("pods to outside the cluster"));
     }
-    add_elements(&mut batch, ipam)?;
+    if family == Family::Ip6 {
+        refuse_redirects(&mut batch, &config.bridge);
+    }
+    add_elements(&mut batch, pods, ipam)?;
     batch.commit(socket)
 }
 
-/// True if the table is there.
-pub fn exists(socket: &mut Socket) -> Result<bool> {
-    Ok(nft::tables(socket, Family::Ip)?.iter().any(|name| name == TABLE))
+/// Packets between pods leave by the interface that they came from, which is no reason to tell the sender of a
+/// shorter way. For IPv6 the kernel has no setting that keeps it from telling.
+fn refuse_redirects(batch: &mut Batch, bridge: &str) {
+    const ICMPV6: u8 = 58;
+    const REDIRECT: u8 = 137;
+    batch.add_base_chain("redirects", BaseChain { kind: ChainKind::Filter, hook: Hook::Output, priority: 0 });
+    let redirect = Rule::of(Family::Ip6).l4proto(Reg(0)).cmp(Reg(0), Op::Eq, &[ICMPV6]);
+    let redirect = redirect.icmp_type(Reg(0)).cmp(Reg(0), Op::Eq, &[REDIRECT]);
+    let redirect = redirect.interface(Reg(4), Meta::OutputName, Op::Eq, bridge);
+    batch.add_rule("redirects", redirect.verdict(Verdict::Drop));
 }
 
-/// Makes the maps agree with the recorded pods, in one step.
-pub fn synchronise(socket: &mut Socket, ipam: &Ipam) -> Result<()> {
-    let mut batch = Batch::new(Family::Ip, TABLE);
-    batch.flush_set(BY_ADDRESS).flush_set(ANY_ADDRESS).flush_set(HAIRPIN);
-    add_elements(&mut batch, ipam)?;
-    batch.commit(socket)
+/// True if the table of each of these ranges' families is there.
+pub fn exists(socket: &mut Socket, ranges: &[Subnet]) -> Result<bool> {
+    for range in ranges {
+        if !nft::tables(socket, Family::of(range.base()))?.iter().any(|name| name == TABLE) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
-fn add_elements(batch: &mut Batch, ipam: &Ipam) -> Result<()> {
+/// Makes the maps of these ranges' families agree with the recorded pods, each in one step.
+pub fn synchronise(socket: &mut Socket, ranges: &[Subnet], ipam: &Ipam) -> Result<()> {
+    for range in ranges {
+        let mut batch = Batch::new(Family::of(range.base()), TABLE);
+        batch.flush_set(BY_ADDRESS).flush_set(ANY_ADDRESS).flush_set(HAIRPIN);
+        add_elements(&mut batch, *range, ipam)?;
+        batch.commit(socket)?;
+    }
+    Ok(())
+}
+
+fn add_elements(batch: &mut Batch, range: Subnet, ipam: &Ipam) -> Result<()> {
     let pods = ipam.host_ports()?;
     let mut by_address = Vec::new();
     let mut any = Vec::new();
     let mut hairpin: Vec<Element> = Vec::new();
     for (pod, ports) in &pods {
-        hairpin.push(Key::new().ipv4(pod.address).ipv4(pod.address).element());
-        for port in ports {
-            let target = Key::new().ipv4(pod.address).port(port.container_port);
+        let Some(address) = ipam.addresses_of(pod.address).into_iter().find(|address| range.is_like(*address)) else {
+            continue;
+        };
+        hairpin.push(Key::new().address(address).address(address).element());
+        for port in ports.iter().filter(|port| port.host_ip.is_none_or(|own| range.is_like(own))) {
+            let target = Key::new().address(address).port(port.container_port);
             let front = match port.host_ip {
-                Some(address) => Key::new().ipv4(address),
+                Some(address) => Key::new().address(address),
                 None => Key::new(),
             };
             let front = front.protocol(port.protocol.number()).port(port.host_port);
@@ -213,13 +263,16 @@ pub(crate) fn check_free(ipam: &Ipam, container_id: &str, wanted: &[HostPort]) -
 }
 
 /// Forgets UDP flows to ports that have just come or gone, so that the next packet is judged anew.
-pub(crate) fn forget_udp_flows(socket: &mut Socket, ports: &[HostPort]) -> Result<()> {
+pub(crate) fn forget_udp_flows(socket: &mut Socket, ranges: &[Subnet], ports: &[HostPort]) -> Result<()> {
     let udp: Vec<u16> = ports.iter().filter(|port| port.protocol == Protocol::Udp).map(|port| port.host_port).collect();
     if udp.is_empty() {
         return Ok(());
     }
     let number = Protocol::Udp.number();
-    conntrack::forget_where(socket, number, |flow| udp.contains(&flow.destination.port()))?;
+    for range in ranges {
+        let family = Family::of(range.base());
+        conntrack::forget_where(socket, family, number, |flow| udp.contains(&flow.destination.port()))?;
+    }
     Ok(())
 }
 

@@ -1,5 +1,8 @@
 //! Addresses of the pods of one node, kept as files.
 //!
+//! A node has a range of each family, and a pod has the same place in all of them: so only its address in the
+//! first range, the primary one, is recorded.
+//!
 //! One file per address in use, named `ADDRESS@CONTAINER@INTERFACE`, with `@ports` appended when the pod
 //! has host ports; its content is a [`Record`]. A directory listing therefore tells who has which
 //! address, and a file appears complete or not at all (it is renamed into place). A lock file makes the
@@ -10,7 +13,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File, TryLockError},
     io,
-    net::Ipv4Addr,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -40,7 +43,8 @@ pub struct Record {
 /// An address in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Allocation {
-    pub address: Ipv4Addr,
+    /// In the primary range.
+    pub address: IpAddr,
     pub attachment: Attachment,
     has_ports: bool,
 }
@@ -64,14 +68,16 @@ impl Allocation {
 #[derive(Debug)]
 pub struct Ipam {
     directory: PathBuf,
-    range: Subnet,
+    /// The primary range first.
+    ranges: Vec<Subnet>,
     allocations: Vec<Allocation>,
     _lock: File,
 }
 
 impl Ipam {
-    /// Takes the lock, waiting for it if need be, and reads what is in use.
-    pub fn lock(directory: &Path, range: Subnet) -> Result<Self> {
+    /// Takes the lock, waiting for it if need be, and reads what is in use. `ranges`: one of each family, the
+    /// primary one first.
+    pub fn lock(directory: &Path, ranges: &[Subnet]) -> Result<Self> {
         let action = || Error::io(format!("read the pod addresses in {}", directory.display()));
         let lock = match open_lock(directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -91,7 +97,7 @@ impl Ipam {
             let entry = entry.map_err(action())?;
             allocations.extend(entry.file_name().to_str().and_then(Allocation::parse));
         }
-        Ok(Self { directory: directory.to_owned(), range, allocations, _lock: lock })
+        Ok(Self { directory: directory.to_owned(), ranges: ranges.to_vec(), allocations, _lock: lock })
     }
 
     /// The addresses in use.
@@ -102,6 +108,14 @@ impl Ipam {
     /// The address of an attachment.
     pub fn find(&self, attachment: &Attachment) -> Option<&Allocation> {
         self.allocations.iter().find(|a| a.attachment == *attachment)
+    }
+
+    /// All addresses that belong to the recorded one, itself first. Of a pod that is older than the ranges only that
+    /// one is known.
+    pub fn addresses_of(&self, primary: IpAddr) -> Vec<IpAddr> {
+        let index = self.ranges.first().and_then(|range| range.index_of(primary));
+        let others = self.ranges.iter().skip(1).filter_map(|range| range.nth(index?));
+        std::iter::once(primary).chain(others).collect()
     }
 
     /// The pods with host ports, and their ports.
@@ -122,8 +136,9 @@ impl Ipam {
     /// that is how a setup that was cut short is repeated.
     ///
     /// Addresses are handed out in turn, so that a freed one rests as long as possible. The range's
-    /// first address is the network's, the second the gateway's, the last for broadcast.
-    pub fn allocate(&mut self, attachment: &Attachment, record: &Record) -> Result<Ipv4Addr> {
+    /// first address is the network's, the second the gateway's, the last for broadcast. Of an IPv6 range the first
+    /// 65,536 addresses are handed out.
+    pub fn allocate(&mut self, attachment: &Attachment, record: &Record) -> Result<IpAddr> {
         check_name(&attachment.container_id)?;
         check_name(&attachment.interface)?;
         let existing = self.find(attachment).cloned();
@@ -181,22 +196,24 @@ impl Ipam {
         Ok(())
     }
 
-    fn next_free(&self) -> Result<Ipv4Addr> {
-        let exhausted = || Error::AddressesExhausted { range: self.range.to_string() };
-        let first = u32::from(self.range.base()) + 2;
-        let last = u32::from(self.range.last()).saturating_sub(1);
+    fn next_free(&self) -> Result<IpAddr> {
+        const MOST: u32 = 1 << 16;
+        let range = self.ranges.first().ok_or_else(|| Error::Invalid("there is no range of addresses".to_owned()))?;
+        let exhausted = || Error::AddressesExhausted { range: range.to_string() };
+        let first = 2;
+        let last = range.index_of(range.last()).filter(|_| range.is_ipv4()).unwrap_or(MOST).saturating_sub(1);
         let count = last.checked_sub(first).ok_or_else(exhausted)? + 1;
-        let used: BTreeSet<u32> = self.allocations.iter().map(|a| a.address.into()).collect();
+        let used: BTreeSet<u32> = self.allocations.iter().filter_map(|a| range.index_of(a.address)).collect();
         let previous = fs::read_to_string(self.directory.join(LAST)).ok();
-        let previous = previous.and_then(|text| text.trim().parse::<Ipv4Addr>().ok());
+        let previous = previous.and_then(|text| text.trim().parse::<IpAddr>().ok());
         let start = previous
-            .map(u32::from)
-            .filter(|address| (first..=last).contains(address))
-            .map_or(0, |address| address - first + 1);
+            .and_then(|address| range.index_of(address))
+            .filter(|index| (first..=last).contains(index))
+            .map_or(0, |index| index - first + 1);
         (0..count)
             .map(|n| first + (start + n) % count)
-            .find(|address| !used.contains(address))
-            .map(Ipv4Addr::from)
+            .find(|index| !used.contains(index))
+            .and_then(|index| range.nth(index))
             .ok_or_else(exhausted)
     }
 }
@@ -227,7 +244,7 @@ mod tests {
         }
 
         fn lock(&self) -> Ipam {
-            Ipam::lock(&self.0, "10.244.0.0/29".parse().unwrap()).unwrap()
+            Ipam::lock(&self.0, &["10.244.0.0/29".parse().unwrap(), "fd00:10:244::/64".parse().unwrap()]).unwrap()
         }
     }
 
@@ -245,7 +262,7 @@ mod tests {
     fn addresses_go_round_and_survive_reopening() {
         let dir = Dir::new("round");
         let record = Record::default();
-        let allocate = |name: &str| dir.lock().allocate(&pod(name), &record).map(|a| a.octets()[3]);
+        let allocate = |name: &str| dir.lock().allocate(&pod(name), &record).map(|a| crate::subnet::octets(a)[3]);
         assert_eq!(allocate("a").unwrap(), 2);
         assert_eq!(allocate("b").unwrap(), 3);
         assert_eq!(allocate("a").unwrap(), 2, "a repeated setup keeps its address");
@@ -277,5 +294,21 @@ mod tests {
         dir.lock().allocate(&pod("a"), &Record::default()).unwrap();
         assert_eq!(dir.lock().host_ports().unwrap().len(), 0);
         assert_eq!(dir.lock().allocations().len(), 2);
+    }
+
+    #[test]
+    fn a_pod_has_the_same_place_in_every_range() {
+        let dir = Dir::new("ranges");
+        let address = dir.lock().allocate(&pod("a"), &Record::default()).unwrap();
+        let both = dir.lock().addresses_of(address).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(both, ["10.244.0.2", "fd00:10:244::2"]);
+        let foreign = "192.0.2.1".parse().unwrap();
+        assert_eq!(dir.lock().addresses_of(foreign), [foreign]);
+        let six = Dir::new("six");
+        let lock = || Ipam::lock(&six.0, &["fd00:10:244:1::/64".parse().unwrap()]).unwrap();
+        for (name, expected) in [("a", "fd00:10:244:1::2"), ("b", "fd00:10:244:1::3")] {
+            assert_eq!(lock().allocate(&pod(name), &Record::default()).unwrap().to_string(), expected);
+        }
+        assert_eq!(lock().allocations().len(), 2, "addresses are read back from file names");
     }
 }

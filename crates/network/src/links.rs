@@ -1,13 +1,14 @@
 //! Links, addresses, routes and neighbours over rtnetlink.
 
 use std::{
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv6Addr},
     os::fd::{AsRawFd, BorrowedFd},
 };
 
 use crate::{
     Error, Result, Subnet,
     netlink::{Message, Reply, Socket, ne32, text},
+    subnet::octets,
 };
 
 const IFINFO_LEN: usize = 16;
@@ -21,6 +22,9 @@ const IFLA_VXLAN_ID: u16 = 1;
 const IFLA_VXLAN_LOCAL: u16 = 4;
 const IFLA_VXLAN_LEARNING: u16 = 7;
 const IFLA_VXLAN_PORT: u16 = 15;
+const IFLA_VXLAN_LOCAL6: u16 = 17;
+/// An address that can be used at once: nobody else can have it, so nobody has to be asked.
+const IFA_F_NODAD: u8 = 0x02;
 /// Marks our routes, so that a re-synchronisation only ever removes what this crate added. Values
 /// above RTPROT_STATIC are free for routing daemons; this one is not in iproute2's list.
 const ROUTE_PROTOCOL: u8 = 83;
@@ -28,10 +32,19 @@ const ROUTE_PROTOCOL: u8 = 83;
 /// A 48-bit hardware address.
 pub type Mac = [u8; 6];
 
-/// The hardware address that belongs to a pod's IPv4 address. Deriving it means that an address that
-/// is used again keeps its hardware address: no neighbour entry anywhere is ever stale.
-pub fn mac_of(address: Ipv4Addr) -> Mac {
-    let [a, b, c, d] = address.octets();
+/// The hardware address that belongs to a pod's address. Deriving it means that an address that is used
+/// again keeps its hardware address: no neighbour entry anywhere is ever stale.
+///
+/// Of an IPv6 address the low half of the network's part and the host's part count: so neither two pods of
+/// a node nor two nodes' ranges share one.
+pub fn mac_of(address: IpAddr) -> Mac {
+    let [a, b, c, d] = match address {
+        IpAddr::V4(address) => address.octets(),
+        IpAddr::V6(address) => {
+            let octets = address.octets();
+            std::array::from_fn(|i| octets[4 + i] ^ octets[12 + i])
+        }
+    };
     [0x0a, 0x58, a, b, c, d]
 }
 
@@ -57,12 +70,12 @@ pub enum Hop {
     /// Straight onto the link of this index.
     Link { link: u32 },
     /// To a gateway. `onlink`: reachable over `link` even if no address of the link says so.
-    Gateway { gateway: Ipv4Addr, link: u32, onlink: bool },
+    Gateway { gateway: IpAddr, link: u32, onlink: bool },
     /// Answer with ICMP "unreachable"; `connect` fails at once.
     Unreachable,
 }
 
-/// An IPv4 route of the main table.
+/// A route of the main table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
     pub destination: Subnet,
@@ -203,7 +216,7 @@ impl Links {
     }
 
     /// Creates a VXLAN device without learning: neighbours and forwarding entries are given by us.
-    pub fn ensure_vxlan(&mut self, name: &str, id: u32, port: u16, local: Ipv4Addr, mac: Mac) -> Result<u32> {
+    pub fn ensure_vxlan(&mut self, name: &str, id: u32, port: u16, local: IpAddr, mac: Mac) -> Result<u32> {
         let mut message = Message::new(libc::RTM_NEWLINK, CREATE, &ifinfo(0, true));
         message.str(libc::IFLA_IFNAME, name);
         message.bytes(libc::IFLA_ADDRESS, &mac);
@@ -211,7 +224,8 @@ impl Links {
             info.str(libc::IFLA_INFO_KIND, "vxlan");
             info.nest(libc::IFLA_INFO_DATA, |data| {
                 data.u32(IFLA_VXLAN_ID, id);
-                data.bytes(IFLA_VXLAN_LOCAL, &local.octets());
+                let local_kind = if local.is_ipv4() { IFLA_VXLAN_LOCAL } else { IFLA_VXLAN_LOCAL6 };
+                data.bytes(local_kind, &octets(local));
                 data.u8(IFLA_VXLAN_LEARNING, 0);
                 data.bytes(IFLA_VXLAN_PORT, &port.to_be_bytes());
             });
@@ -256,24 +270,28 @@ impl Links {
     }
 
     /// Gives a link an address; one that it already has is fine.
-    pub fn ensure_address(&mut self, link: u32, address: Ipv4Addr, prefix: u8) -> Result<()> {
+    pub fn ensure_address(&mut self, link: u32, address: impl Into<IpAddr>, prefix: u8) -> Result<()> {
+        let address = address.into();
         let message = address_message(link, address, prefix);
         self.socket.request(message).map_err(Error::netlink(format!("add the address {address}/{prefix}")))
     }
 
-    /// The IPv4 addresses of a link, with their prefix lengths.
-    pub fn addresses(&mut self, link: u32) -> Result<Vec<(Ipv4Addr, u8)>> {
-        let mut header = [0u8; 8];
-        header[0] = family();
-        let message = Message::new(libc::RTM_GETADDR, 0, &header);
+    /// The addresses of a link with their prefix lengths, but for link-local ones of IPv6.
+    pub fn addresses(&mut self, link: u32) -> Result<Vec<(IpAddr, u8)>> {
+        // No family: all of them.
+        let message = Message::new(libc::RTM_GETADDR, 0, &[0u8; 8]);
         let replies = self.socket.dump(message).map_err(Error::netlink("list addresses"))?;
+        let is_local = |address: IpAddr| matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
         Ok(replies
             .iter()
             .filter(|reply| reply.payload.get(4..).and_then(ne32) == Some(link))
             .filter_map(|reply| {
-                let address = ipv4(reply.attributes(8).get(libc::IFA_LOCAL)?)?;
-                Some((address, *reply.payload.get(1)?))
+                let attributes = reply.attributes(8);
+                // An IPv6 address has no other end.
+                let address = attributes.get(libc::IFA_LOCAL).or_else(|| attributes.get(libc::IFA_ADDRESS));
+                Some((ip(address?)?, *reply.payload.get(1)?))
             })
+            .filter(|(address, _)| !is_local(*address))
             .collect())
     }
 
@@ -297,21 +315,24 @@ impl Links {
         }
     }
 
-    /// The routes of the main table that were added through this type.
-    pub fn own_routes(&mut self) -> Result<Vec<Route>> {
+    /// The routes of the main table that were added through this type, of the family of a range.
+    pub fn own_routes(&mut self, like: Subnet) -> Result<Vec<Route>> {
         let mut header = [0u8; RTMSG_LEN];
-        header[0] = family();
+        header[0] = family(like.base());
         let message = Message::new(libc::RTM_GETROUTE, 0, &header);
         let replies = self.socket.dump(message).map_err(Error::netlink("list routes"))?;
         Ok(replies.iter().filter_map(parse_own_route).collect())
     }
 
-    /// Brings up the pod's end and gives it its address and routes, in one send.
-    pub(crate) fn configure_pod_end(&mut self, link: u32, address: Ipv4Addr, routes: &[Route]) -> Result<()> {
-        let up = Message::new(libc::RTM_NEWLINK, 0, &ifinfo(link, true));
-        let mut messages = vec![up, address_message(link, address, 32)];
+    /// Brings up the pod's end and gives it its addresses and routes, in one send.
+    pub(crate) fn configure_pod_end(&mut self, link: u32, addresses: &[IpAddr], routes: &[Route]) -> Result<()> {
+        let mut messages = vec![Message::new(libc::RTM_NEWLINK, 0, &ifinfo(link, true))];
+        messages.extend(addresses.iter().map(|address| {
+            let whole = Subnet::host(*address);
+            address_message(link, *address, whole.prefix())
+        }));
         messages.extend(routes.iter().map(|route| route_message(libc::RTM_NEWROUTE, REPLACE, route)));
-        let action = || Error::netlink(format!("configure the pod address {address}"));
+        let action = || Error::netlink(format!("configure the pod addresses {addresses:?}"));
         for result in self.socket.requests(messages).map_err(action())? {
             result.map_err(action())?;
         }
@@ -319,30 +340,30 @@ impl Links {
     }
 
     /// Sets the hardware address of a neighbour for good.
-    pub fn ensure_neighbour(&mut self, link: u32, address: Ipv4Addr, mac: Mac) -> Result<()> {
-        let mut message = Message::new(libc::RTM_NEWNEIGH, REPLACE, &ndmsg(family(), link, 0));
-        message.bytes(libc::NDA_DST, &address.octets());
+    pub fn ensure_neighbour(&mut self, link: u32, address: IpAddr, mac: Mac) -> Result<()> {
+        let mut message = Message::new(libc::RTM_NEWNEIGH, REPLACE, &ndmsg(family(address), link, 0));
+        message.bytes(libc::NDA_DST, &octets(address));
         message.bytes(libc::NDA_LLADDR, &mac);
         self.socket.request(message).map_err(Error::netlink(format!("add the neighbour {address}")))
     }
 
     /// Tells a VXLAN device behind which node a hardware address is.
-    pub fn ensure_forwarding(&mut self, vxlan: u32, mac: Mac, node: Ipv4Addr) -> Result<()> {
+    pub fn ensure_forwarding(&mut self, vxlan: u32, mac: Mac, node: IpAddr) -> Result<()> {
         let bridge = u8::try_from(libc::AF_BRIDGE).unwrap_or_default();
         let mut message = Message::new(libc::RTM_NEWNEIGH, REPLACE, &ndmsg(bridge, vxlan, libc::NTF_SELF));
         message.bytes(libc::NDA_LLADDR, &mac);
-        message.bytes(libc::NDA_DST, &node.octets());
+        message.bytes(libc::NDA_DST, &octets(node));
         self.socket.request(message).map_err(Error::netlink(format!("add the forwarding entry for {node}")))
     }
 
     /// Takes back [`ensure_neighbour`](Self::ensure_neighbour) and
     /// [`ensure_forwarding`](Self::ensure_forwarding); entries that are gone are fine.
-    pub fn forget_vxlan_peer(&mut self, vxlan: u32, address: Ipv4Addr, mac: Mac, node: Ipv4Addr) -> Result<()> {
+    pub fn forget_vxlan_peer(&mut self, vxlan: u32, address: IpAddr, mac: Mac, node: IpAddr) -> Result<()> {
         let bridge = u8::try_from(libc::AF_BRIDGE).unwrap_or_default();
-        let mut neighbour = Message::new(libc::RTM_DELNEIGH, 0, &ndmsg(family(), vxlan, 0));
-        neighbour.bytes(libc::NDA_DST, &address.octets());
+        let mut neighbour = Message::new(libc::RTM_DELNEIGH, 0, &ndmsg(family(address), vxlan, 0));
+        neighbour.bytes(libc::NDA_DST, &octets(address));
         let mut forwarding = Message::new(libc::RTM_DELNEIGH, 0, &ndmsg(bridge, vxlan, libc::NTF_SELF));
-        forwarding.bytes(libc::NDA_LLADDR, &mac).bytes(libc::NDA_DST, &node.octets());
+        forwarding.bytes(libc::NDA_LLADDR, &mac).bytes(libc::NDA_DST, &octets(node));
         let action = || Error::netlink(format!("forget the node {node}"));
         for result in self.socket.requests(vec![neighbour, forwarding]).map_err(action())? {
             match result {
@@ -354,29 +375,34 @@ impl Links {
     }
 }
 
-fn family() -> u8 {
-    u8::try_from(libc::AF_INET).unwrap_or_default()
+fn family(address: IpAddr) -> u8 {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    u8::try_from(family).unwrap_or_default()
 }
 
-fn address_message(link: u32, address: Ipv4Addr, prefix: u8) -> Message {
+fn address_message(link: u32, address: IpAddr, prefix: u8) -> Message {
     let mut header = [0u8; 8];
-    header[0] = family();
+    header[0] = family(address);
     header[1] = prefix;
+    if address.is_ipv6() {
+        header[2] = IFA_F_NODAD;
+    }
     header[4..8].copy_from_slice(&link.to_ne_bytes());
     let mut message = Message::new(libc::RTM_NEWADDR, REPLACE, &header);
-    message.bytes(libc::IFA_LOCAL, &address.octets());
-    message.bytes(libc::IFA_ADDRESS, &address.octets());
-    if prefix < 31
+    message.bytes(libc::IFA_LOCAL, &octets(address));
+    message.bytes(libc::IFA_ADDRESS, &octets(address));
+    if address.is_ipv4()
+        && prefix < 31
         && let Some(range) = Subnet::new(address, prefix)
     {
-        message.bytes(libc::IFA_BROADCAST, &range.last().octets());
+        message.bytes(libc::IFA_BROADCAST, &octets(range.last()));
     }
     message
 }
 
 fn route_message(kind: u16, flags: i32, route: &Route) -> Message {
     let mut header = [0u8; RTMSG_LEN];
-    header[0] = family();
+    header[0] = family(route.destination.base());
     header[1] = route.destination.prefix();
     header[4] = libc::RT_TABLE_MAIN;
     header[5] = ROUTE_PROTOCOL;
@@ -393,14 +419,14 @@ fn route_message(kind: u16, flags: i32, route: &Route) -> Message {
     }
     let mut message = Message::new(kind, flags, &header);
     if route.destination.prefix() > 0 {
-        message.bytes(libc::RTA_DST, &route.destination.base().octets());
+        message.bytes(libc::RTA_DST, &octets(route.destination.base()));
     }
     match route.hop {
         Hop::Link { link } => {
             message.u32(libc::RTA_OIF, link);
         }
         Hop::Gateway { gateway, link, .. } => {
-            message.bytes(libc::RTA_GATEWAY, &gateway.octets());
+            message.bytes(libc::RTA_GATEWAY, &octets(gateway));
             message.u32(libc::RTA_OIF, link);
         }
         Hop::Unreachable => {}
@@ -415,14 +441,15 @@ fn parse_own_route(reply: &Reply) -> Option<Route> {
     }
     let attributes = reply.attributes(RTMSG_LEN);
     let base = match attributes.get(libc::RTA_DST) {
-        Some(value) => ipv4(value)?,
-        None => Ipv4Addr::UNSPECIFIED,
+        Some(value) => ip(value)?,
+        None if i32::from(header[0]) == libc::AF_INET6 => Ipv6Addr::UNSPECIFIED.into(),
+        None => Subnet::ALL_IPV4.base(),
     };
     let link = attributes.get(libc::RTA_OIF).and_then(ne32);
     let hop = if header[7] == libc::RTN_UNREACHABLE {
         Hop::Unreachable
     } else {
-        match attributes.get(libc::RTA_GATEWAY).and_then(ipv4) {
+        match attributes.get(libc::RTA_GATEWAY).and_then(ip) {
             Some(gateway) => Hop::Gateway { gateway, link: link?, onlink: ne32(&header[8..])? & RTNH_F_ONLINK != 0 },
             None => Hop::Link { link: link? },
         }
@@ -439,8 +466,12 @@ fn ndmsg(family: u8, link: u32, flags: u8) -> [u8; 12] {
     header
 }
 
-fn ipv4(value: &[u8]) -> Option<Ipv4Addr> {
-    Some(Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?))
+fn ip(value: &[u8]) -> Option<IpAddr> {
+    match value.len() {
+        4 => Some(IpAddr::from(<[u8; 4]>::try_from(value).ok()?)),
+        16 => Some(IpAddr::from(<[u8; 16]>::try_from(value).ok()?)),
+        _ => None,
+    }
 }
 
 fn parse_link(reply: &Reply) -> Option<Link> {
@@ -472,7 +503,7 @@ mod tests {
         let host = NetNs::create().unwrap();
         let pod = NetNs::create().unwrap();
         let mut links = Links::open_in(host.as_fd()).unwrap();
-        let gateway = Ipv4Addr::new(10, 244, 0, 1);
+        let gateway = IpAddr::from([10, 244, 0, 1]);
         let bridge = links.ensure_bridge("cni0", Some(mac_of(gateway)), None).unwrap();
         assert_eq!(links.ensure_bridge("cni0", None, None).unwrap(), bridge);
         links.ensure_address(bridge, gateway, 24).unwrap();
@@ -492,17 +523,17 @@ mod tests {
         let route = |destination: &str, hop| Route { destination: destination.parse().unwrap(), hop };
         let routes = [
             route("0.0.0.0/0", Hop::Unreachable),
-            route("10.244.1.0/24", Hop::Gateway { gateway: Ipv4Addr::new(10, 244, 0, 9), link: bridge, onlink: false }),
+            route("10.244.1.0/24", Hop::Gateway { gateway: [10, 244, 0, 9].into(), link: bridge, onlink: false }),
             route("10.245.0.0/24", Hop::Link { link: bridge }),
         ];
         links.ensure_routes(&routes).unwrap();
         links.ensure_routes(&routes).unwrap();
-        let mut listed = links.own_routes().unwrap();
+        let mut listed = links.own_routes(Subnet::ALL_IPV4).unwrap();
         listed.sort();
         assert_eq!(listed, routes);
         links.delete_route(&routes[1]).unwrap();
         links.delete_route(&routes[1]).unwrap();
-        assert_eq!(links.own_routes().unwrap().len(), 2);
+        assert_eq!(links.own_routes(Subnet::ALL_IPV4).unwrap().len(), 2);
 
         assert!(links.delete("veth1").unwrap());
         assert!(!links.delete("veth1").unwrap());
@@ -514,14 +545,52 @@ mod tests {
     fn vxlan_peers_come_and_go() {
         let host = NetNs::create().unwrap();
         let mut links = Links::open_in(host.as_fd()).unwrap();
-        let local = Ipv4Addr::new(192, 0, 2, 1);
+        let local = IpAddr::from([192, 0, 2, 1]);
         let vxlan = links.ensure_vxlan("skiff.1", 1, 8472, local, mac_of(local)).unwrap();
-        let (peer, node) = (Ipv4Addr::new(10, 244, 1, 0), Ipv4Addr::new(192, 0, 2, 2));
+        let (peer, node) = (IpAddr::from([10, 244, 1, 0]), IpAddr::from([192, 0, 2, 2]));
         for _ in 0..2 {
             links.ensure_neighbour(vxlan, peer, mac_of(peer)).unwrap();
             links.ensure_forwarding(vxlan, mac_of(peer), node).unwrap();
         }
         links.forget_vxlan_peer(vxlan, peer, mac_of(peer), node).unwrap();
         links.forget_vxlan_peer(vxlan, peer, mac_of(peer), node).unwrap();
+    }
+
+    #[test]
+    fn addresses_and_routes_of_ipv6() {
+        let host = NetNs::create().unwrap();
+        let mut links = Links::open_in(host.as_fd()).unwrap();
+        let gateway: IpAddr = "fd00:10:244::1".parse().unwrap();
+        let bridge = links.ensure_bridge("cni0", Some(mac_of(gateway)), None).unwrap();
+        links.ensure_address(bridge, gateway, 64).unwrap();
+        links.ensure_address(bridge, gateway, 64).unwrap();
+        assert_eq!(links.addresses(bridge).unwrap(), [(gateway, 64)]);
+        // Something has to be plugged in before there are routes.
+        let near = VethEnd { master: Some(bridge), ..VethEnd::new("veth1") };
+        links.add_veth(near, VethEnd::new("peer"), None).unwrap();
+        links.set_up("peer").unwrap();
+        links.index("veth1").unwrap();
+        links.index("cni0").unwrap();
+        let route = |destination: &str, hop| Route { destination: destination.parse().unwrap(), hop };
+        let by = |gateway: &str, onlink| Hop::Gateway { gateway: gateway.parse().unwrap(), link: bridge, onlink };
+        let routes = [
+            route("::/0", Hop::Unreachable),
+            route("fd00:10:96::/112", Hop::Link { link: bridge }),
+            route("fd00:10:244:1::/64", by("fd00:10:244::9", false)),
+            route("fd00:10:244:2::/64", by("fd00:10:244:2::", true)),
+        ];
+        links.ensure_routes(&routes).unwrap();
+        links.ensure_routes(&routes).unwrap();
+        let mut listed = links.own_routes(Subnet::ALL_IPV6).unwrap();
+        listed.sort();
+        assert_eq!(listed, routes);
+        for _ in 0..2 {
+            links.delete_route(&routes[2]).unwrap();
+            links.delete_route(&routes[0]).unwrap();
+        }
+        assert_eq!(links.own_routes(Subnet::ALL_IPV6).unwrap().len(), 2);
+        assert_eq!(links.own_routes(Subnet::ALL_IPV4).unwrap(), []);
+        assert_ne!(mac_of("fd00:10:244:1::".parse().unwrap()), mac_of("fd00:10:244:2::".parse().unwrap()));
+        assert_ne!(mac_of("fd00:10:244::2".parse().unwrap()), mac_of("fd00:10:244::3".parse().unwrap()));
     }
 }

@@ -1,12 +1,13 @@
 //! The pod network of one node.
 //!
-//! Each pod has a veth pair: `eth0` inside, a port of the bridge outside. The pod's address is a /32
+//! Each pod has a veth pair: `eth0` inside, a port of the bridge outside, and an address of each family that the
+//! node has a range of. The pod's address is a /32 (of IPv6 a /128)
 //! and everything, its neighbours on the same bridge included, is reached through the gateway, which
 //! is the bridge's own address. So every packet between pods passes the node's IP layer, where
 //! Services and policies are decided, without the br_netfilter module; ports are isolated from each
 //! other, so that there is no way around it. The price is one IP hop instead of one bridge hop.
 //!
-//! Where `net.bridge.bridge-nf-call-iptables` is on, the bridge itself runs the IP rules and then takes
+//! Where `net.bridge.bridge-nf-call-iptables` (or `-ip6tables`) is on, the bridge itself runs the IP rules and then takes
 //! the short way between two ports. Ports are then left open to each other: it works as it does in
 //! clusters that rely on that setting. Nodes of local clusters turn it off in their namespaces.
 //!
@@ -15,7 +16,7 @@
 
 use std::{
     collections::HashSet,
-    net::Ipv4Addr,
+    net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
     path::PathBuf,
     sync::{Mutex, PoisonError},
@@ -35,8 +36,9 @@ use crate::{
 pub struct PodNetworkConfig {
     /// Name of the bridge.
     pub bridge: String,
-    /// The node's own range; its first address after the base is the gateway.
-    pub pod_cidr: Subnet,
+    /// The node's own ranges, one of each family with the primary one first; the first address after a base is the
+    /// gateway.
+    pub pod_cidrs: Vec<Subnet>,
     /// `None`: pods keep their source address everywhere (nodes without a way out). Otherwise it is
     /// replaced by the node's for destinations outside these ranges: those of pods, Services and nodes.
     pub masquerade_except: Option<Vec<Subnet>>,
@@ -48,10 +50,10 @@ pub struct PodNetworkConfig {
 
 impl PodNetworkConfig {
     /// The usual bridge and data directory.
-    pub fn new(pod_cidr: Subnet) -> Self {
+    pub fn new(pod_cidrs: Vec<Subnet>) -> Self {
         Self {
             bridge: DEFAULT_BRIDGE.to_owned(),
-            pod_cidr,
+            pod_cidrs,
             masquerade_except: None,
             mtu: None,
             data_dir: PathBuf::from(DEFAULT_DATA_DIR),
@@ -65,18 +67,26 @@ pub const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks/skiff";
 /// What a pod got.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodAddress {
-    pub address: Ipv4Addr,
-    pub gateway: Ipv4Addr,
+    /// In the order of the node's ranges.
+    pub ips: Vec<PodIp>,
     pub mac: Mac,
     /// The outer end of the pair.
     pub host_interface: String,
+}
+
+/// An address of a pod, and through which everything is reached from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PodIp {
+    pub address: IpAddr,
+    pub gateway: IpAddr,
 }
 
 /// The pod network of the node in whose namespace it was opened. Calls may come from any thread.
 #[derive(Debug)]
 pub struct PodNetwork {
     config: PodNetworkConfig,
-    gateway: Ipv4Addr,
+    /// One of each range.
+    gateways: Vec<IpAddr>,
     bridge: u32,
     isolate: bool,
     namespace: NetNs,
@@ -102,33 +112,36 @@ impl PodNetwork {
     }
 
     fn prepare(config: PodNetworkConfig, rebuild: bool) -> Result<Self> {
-        let gateway = config
-            .pod_cidr
-            .nth(1)
-            .filter(|_| config.pod_cidr.prefix() <= 29)
-            .ok_or_else(|| Error::Invalid(format!("the pod range {} is too small", config.pod_cidr)))?;
+        let gateways = config.pod_cidrs.iter().map(|range| gateway_of(*range)).collect::<Result<Vec<_>>>()?;
+        let primary =
+            *gateways.first().ok_or_else(|| Error::Invalid("the node has no range of pod addresses".to_owned()))?;
         let mut links = Links::open()?;
         let mut netfilter = hostport::open_socket(None)?;
-        let ipam = Ipam::lock(&config.data_dir, config.pod_cidr)?;
-        let bridge = links.ensure_bridge(&config.bridge, Some(mac_of(gateway)), config.mtu)?;
-        links.ensure_address(bridge, gateway, config.pod_cidr.prefix())?;
-        sysctl::set("net/ipv4/ip_forward", "1")?;
-        // Packets between pods leave by the interface that they came from, which is no reason to tell
-        // the sender of a shorter way. The kernel sends redirects if either setting is on.
-        sysctl::set("net/ipv4/conf/all/send_redirects", "0")?;
-        let of_bridge = |name| format!("net/ipv4/conf/{}/{name}", config.bridge.replace('.', "/"));
-        sysctl::set(&of_bridge("send_redirects"), "0")?;
-        // Host ports are also served on 127.0.0.1.
-        sysctl::set(&of_bridge("route_localnet"), "1")?;
-        if rebuild || !hostport::exists(&mut netfilter)? {
-            let table = TableConfig { pod_cidr: config.pod_cidr, masquerade_except: config.masquerade_except.clone() };
+        let ipam = Ipam::lock(&config.data_dir, &config.pod_cidrs)?;
+        let bridge = links.ensure_bridge(&config.bridge, Some(mac_of(primary)), config.mtu)?;
+        for range in &config.pod_cidrs {
+            match range.is_ipv4() {
+                true => prepare_ipv4(&config.bridge)?,
+                false => prepare_ipv6(&config.bridge)?,
+            }
+        }
+        for (gateway, range) in gateways.iter().zip(&config.pod_cidrs) {
+            links.ensure_address(bridge, *gateway, range.prefix())?;
+        }
+        if rebuild || !hostport::exists(&mut netfilter, &config.pod_cidrs)? {
+            let table = TableConfig {
+                bridge: config.bridge.clone(),
+                pod_cidrs: config.pod_cidrs.clone(),
+                masquerade_except: config.masquerade_except.clone(),
+            };
             hostport::rebuild(&mut netfilter, &table, &ipam)?;
         }
+        let isolate = !config.pod_cidrs.iter().any(|range| bridge_filters(*range));
         Ok(Self {
             config,
-            gateway,
+            gateways,
             bridge,
-            isolate: !sysctl::is_on("net/bridge/bridge-nf-call-iptables"),
+            isolate,
             namespace: NetNs::current()?,
             sockets: Mutex::new(Sockets { links, netfilter }),
         })
@@ -138,12 +151,8 @@ impl PodNetwork {
         &self.config
     }
 
-    pub fn gateway(&self) -> Ipv4Addr {
-        self.gateway
-    }
-
     fn ipam(&self) -> Result<Ipam> {
-        Ipam::lock(&self.config.data_dir, self.config.pod_cidr)
+        Ipam::lock(&self.config.data_dir, &self.config.pod_cidrs)
     }
 
     fn sockets(&self) -> std::sync::MutexGuard<'_, Sockets> {
@@ -165,15 +174,16 @@ impl PodNetwork {
         host_ports: &[HostPort],
     ) -> Result<PodAddress> {
         let attachment = Attachment { container_id: container_id.to_owned(), interface: interface.to_owned() };
-        let address = {
+        let addresses = {
             let mut ipam = self.ipam()?;
             let record = Record { host_ports: host_ports.to_vec() };
             if !host_ports.is_empty() {
                 hostport::check_free(&ipam, container_id, host_ports)?;
             }
-            ipam.allocate(&attachment, &record)?
+            let primary = ipam.allocate(&attachment, &record)?;
+            ipam.addresses_of(primary)
         };
-        let connected = self.connect(&attachment, namespace, address, host_ports);
+        let connected = self.connect(&attachment, namespace, &addresses, host_ports);
         if connected.is_err()
             && let Err(error) = self.teardown(container_id, interface)
         {
@@ -186,11 +196,19 @@ impl PodNetwork {
         &self,
         attachment: &Attachment,
         namespace: BorrowedFd<'_>,
-        address: Ipv4Addr,
+        addresses: &[IpAddr],
         host_ports: &[HostPort],
     ) -> Result<PodAddress> {
         let host_interface = host_interface(attachment);
-        let mac = mac_of(address);
+        let ips: Vec<PodIp> = addresses
+            .iter()
+            .filter_map(|address| {
+                let gateway = self.gateways.iter().find(|gateway| gateway.is_ipv4() == address.is_ipv4())?;
+                Some(PodIp { address: *address, gateway: *gateway })
+            })
+            .collect();
+        // The first one is always there.
+        let mac = addresses.first().map(|address| mac_of(*address)).unwrap_or_default();
         let mut inside = Links::open_in(namespace)?;
         {
             let mut sockets = self.sockets();
@@ -209,15 +227,15 @@ impl PodNetwork {
         }
         inside.set_up("lo")?;
         let link = inside.index(&attachment.interface)?;
-        let gateway = self.gateway;
-        let routes = [
-            Route { destination: Subnet::host(gateway), hop: Hop::Link { link } },
-            Route {
-                destination: Subnet::new(Ipv4Addr::UNSPECIFIED, 0).expect("a constant"),
-                hop: Hop::Gateway { gateway, link, onlink: false },
-            },
-        ];
-        inside.configure_pod_end(link, address, &routes)?;
+        let routes = ips.iter().flat_map(|ip| {
+            let everything = if ip.address.is_ipv4() { Subnet::ALL_IPV4 } else { Subnet::ALL_IPV6 };
+            let by_gateway = Hop::Gateway { gateway: ip.gateway, link, onlink: false };
+            [
+                Route { destination: Subnet::host(ip.gateway), hop: Hop::Link { link } },
+                Route { destination: everything, hop: by_gateway },
+            ]
+        });
+        inside.configure_pod_end(link, addresses, &routes.collect::<Vec<_>>())?;
         // From the pod outwards, each link tells the next one that there is a carrier (see Links::find).
         // Without this the node's first pod would be deaf for up to a second.
         inside.index(&attachment.interface)?;
@@ -227,10 +245,10 @@ impl PodNetwork {
         if !host_ports.is_empty() {
             let ipam = self.ipam()?;
             let mut sockets = self.sockets();
-            hostport::synchronise(&mut sockets.netfilter, &ipam)?;
-            hostport::forget_udp_flows(&mut sockets.netfilter, host_ports)?;
+            hostport::synchronise(&mut sockets.netfilter, &self.config.pod_cidrs, &ipam)?;
+            hostport::forget_udp_flows(&mut sockets.netfilter, &self.config.pod_cidrs, host_ports)?;
         }
-        Ok(PodAddress { address, gateway, mac, host_interface })
+        Ok(PodAddress { ips, mac, host_interface })
     }
 
     /// Takes back [`setup`](Self::setup). What is gone already is fine.
@@ -253,8 +271,8 @@ impl PodNetwork {
         ipam.release(attachment)?;
         if !host_ports.is_empty() {
             let mut sockets = self.sockets();
-            hostport::synchronise(&mut sockets.netfilter, &ipam)?;
-            hostport::forget_udp_flows(&mut sockets.netfilter, &host_ports)?;
+            hostport::synchronise(&mut sockets.netfilter, &self.config.pod_cidrs, &ipam)?;
+            hostport::forget_udp_flows(&mut sockets.netfilter, &self.config.pod_cidrs, &host_ports)?;
         }
         Ok(())
     }
@@ -273,11 +291,12 @@ impl PodNetwork {
     /// Verifies that an attachment is as [`setup`](Self::setup) left it.
     pub fn check(&self, container_id: &str, namespace: BorrowedFd<'_>, interface: &str) -> Result<()> {
         let attachment = Attachment { container_id: container_id.to_owned(), interface: interface.to_owned() };
-        let allocation = self
-            .ipam()?
+        let ipam = self.ipam()?;
+        let allocation = ipam
             .find(&attachment)
-            .cloned()
             .ok_or_else(|| Error::Invalid(format!("container {container_id} has no address on {interface}")))?;
+        let wanted = ipam.addresses_of(allocation.address);
+        drop(ipam);
         let outer = host_interface(&attachment);
         let port = self.sockets().links.find(&outer)?;
         if port.is_none_or(|link| link.master != Some(self.bridge)) {
@@ -285,15 +304,15 @@ impl PodNetwork {
         }
         let mut inside = Links::open_in(namespace)?;
         let link = inside.index(interface)?;
-        if !inside.addresses(link)?.iter().any(|(address, _)| *address == allocation.address) {
-            let message = format!("{interface} does not have the address {}", allocation.address);
-            return Err(Error::Invalid(message));
+        let present = inside.addresses(link)?;
+        match wanted.iter().find(|wanted| !present.iter().any(|(address, _)| address == *wanted)) {
+            Some(missing) => Err(Error::Invalid(format!("{interface} does not have the address {missing}"))),
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    /// The addresses in use, for `cluster` diagnostics and garbage collection.
-    pub fn attachments(&self) -> Result<Vec<(Attachment, Ipv4Addr)>> {
+    /// The primary addresses in use, for `cluster` diagnostics and garbage collection.
+    pub fn attachments(&self) -> Result<Vec<(Attachment, IpAddr)>> {
         let ipam = self.ipam()?;
         let pairs = ipam.allocations().iter();
         Ok(pairs.map(|a| (a.attachment.clone(), a.address)).collect())
@@ -310,6 +329,42 @@ impl PodNetwork {
         let namespace = NetNs::open(namespace)?;
         self.setup(container_id, namespace.as_fd(), interface, host_ports)
     }
+}
+
+/// Whether the bridge itself runs the rules of a range's family.
+fn bridge_filters(range: Subnet) -> bool {
+    sysctl::is_on(match range.is_ipv4() {
+        true => "net/bridge/bridge-nf-call-iptables",
+        false => "net/bridge/bridge-nf-call-ip6tables",
+    })
+}
+
+fn gateway_of(range: Subnet) -> Result<IpAddr> {
+    let smallest = if range.is_ipv4() { 29 } else { 125 };
+    let gateway = range.nth(1).filter(|_| range.prefix() <= smallest);
+    gateway.ok_or_else(|| Error::Invalid(format!("the pod range {range} is too small")))
+}
+
+fn of_bridge(family: &str, bridge: &str, name: &str) -> String {
+    format!("net/{family}/conf/{}/{name}", bridge.replace('.', "/"))
+}
+
+fn prepare_ipv4(bridge: &str) -> Result<()> {
+    sysctl::set("net/ipv4/ip_forward", "1")?;
+    // Packets between pods leave by the interface that they came from, which is no reason to tell
+    // the sender of a shorter way. The kernel sends redirects if either setting is on.
+    sysctl::set("net/ipv4/conf/all/send_redirects", "0")?;
+    sysctl::set(&of_bridge("ipv4", bridge, "send_redirects"), "0")?;
+    // Host ports are also served on 127.0.0.1.
+    sysctl::set(&of_bridge("ipv4", bridge, "route_localnet"), "1")
+}
+
+fn prepare_ipv6(bridge: &str) -> Result<()> {
+    sysctl::set("net/ipv6/conf/all/forwarding", "1")?;
+    // With its link-local address the bridge asks for pods' hardware addresses. Nobody else can have that address,
+    // and who looks whether somebody has it is silent for a second.
+    sysctl::set(&of_bridge("ipv6", bridge, "accept_dad"), "0")?;
+    sysctl::set(&of_bridge("ipv6", bridge, "accept_ra"), "0")
 }
 
 /// The outer interface's name follows from the attachment, so that it can be found again without a

@@ -9,7 +9,7 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
 };
 use serde_json::json;
-use skiff_network::NetNs;
+use skiff_network::{NetNs, nft::Family};
 use skiff_proxy::Policies;
 
 const PODS: u16 = 5_000;
@@ -25,7 +25,7 @@ fn pod(n: u16) -> Result<Arc<Pod>, serde_json::Error> {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let namespace = NetNs::create()?;
-    let mut policies = namespace.run(|| Policies::open("one"))??;
+    let mut policies = namespace.run(|| Policies::open("one", &[Family::Ip]))??;
     // Every application may be reached by everybody of the namespace, on a port.
     let objects = (0..10)
         .map(|n| {

@@ -1,29 +1,35 @@
 //! Which endpoints a Service's traffic may go to.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, net::SocketAddrV4, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use k8s_openapi::api::{
     core::v1::ServicePort,
     discovery::v1::{Endpoint, EndpointSlice},
 };
 
-use crate::service::NodeInfo;
+use skiff_network::nft::Family;
+
+use crate::service::View;
 
 /// The endpoints of one Service port.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Endpoints {
     /// For traffic that may go to any node.
-    pub(crate) cluster: BTreeSet<SocketAddrV4>,
+    pub(crate) cluster: BTreeSet<SocketAddr>,
     /// For traffic that has to stay on this node.
-    pub(crate) local: BTreeSet<SocketAddrV4>,
+    pub(crate) local: BTreeSet<SocketAddr>,
     /// Addresses of pods that may be on this node, which may meet themselves behind the Service.
-    pub(crate) hairpin: BTreeSet<Ipv4Addr>,
+    pub(crate) hairpin: BTreeSet<IpAddr>,
     /// Whether there is any usable endpoint at all, near or far.
     pub(crate) any: bool,
 }
 
 struct Candidate<'a> {
-    address: SocketAddrV4,
+    address: SocketAddr,
     endpoint: &'a Endpoint,
     local: bool,
 }
@@ -54,10 +60,14 @@ impl Candidate<'_> {
 /// Chooses the endpoints of a port: ready ones, or, where there is none, those that still serve while
 /// they terminate. This is decided for the node by itself, too, so that a rolling update under
 /// `externalTrafficPolicy: Local` loses nothing.
-pub(crate) fn of_port(port: &ServicePort, slices: &[Arc<EndpointSlice>], node: &NodeInfo) -> Endpoints {
+pub(crate) fn of_port(port: &ServicePort, slices: &[Arc<EndpointSlice>], node: &View) -> Endpoints {
+    let address_type = match node.family {
+        Family::Ip6 => "IPv6",
+        _ => "IPv4",
+    };
     let candidates: Vec<Candidate<'_>> = slices
         .iter()
-        .filter(|slice| slice.address_type == "IPv4")
+        .filter(|slice| slice.address_type == address_type)
         .flat_map(|slice| candidates(port, slice, node))
         .collect();
     let pick = |local_only: bool| {
@@ -70,14 +80,14 @@ pub(crate) fn of_port(port: &ServicePort, slices: &[Arc<EndpointSlice>], node: &
     };
     let addresses = |chosen: &[&Candidate<'_>]| chosen.iter().map(|candidate| candidate.address).collect();
     let all = pick(false);
-    let cluster: BTreeSet<SocketAddrV4> = addresses(&hinted(&all, node));
-    let local: BTreeSet<SocketAddrV4> = addresses(&pick(true));
+    let cluster: BTreeSet<SocketAddr> = addresses(&hinted(&all, node));
+    let local: BTreeSet<SocketAddr> = addresses(&pick(true));
     let here = |candidate: &&Candidate<'_>| candidate.local || candidate.endpoint.node_name.is_none();
-    let hairpin = candidates.iter().filter(here).map(|candidate| *candidate.address.ip()).collect();
+    let hairpin = candidates.iter().filter(here).map(|candidate| candidate.address.ip()).collect();
     Endpoints { hairpin, any: !cluster.is_empty() || !local.is_empty(), cluster, local }
 }
 
-fn candidates<'a>(port: &ServicePort, slice: &'a EndpointSlice, node: &NodeInfo) -> Vec<Candidate<'a>> {
+fn candidates<'a>(port: &ServicePort, slice: &'a EndpointSlice, node: &View) -> Vec<Candidate<'a>> {
     let name = port.name.as_deref().unwrap_or_default();
     let protocol = port.protocol.as_deref().unwrap_or("TCP");
     let wanted = slice.ports.iter().flatten().find(|slice_port| {
@@ -92,9 +102,12 @@ fn candidates<'a>(port: &ServicePort, slice: &'a EndpointSlice, node: &NodeInfo)
     endpoints
         .filter_map(|endpoint| {
             // Further addresses of an endpoint have no defined meaning.
-            let address: Ipv4Addr = endpoint.addresses.first()?.parse().ok()?;
+            let address: IpAddr = endpoint.addresses.first()?.parse().ok()?;
+            if !node.pod_cidr.is_like(address) {
+                return None;
+            }
             Some(Candidate {
-                address: SocketAddrV4::new(address, number),
+                address: SocketAddr::new(address, number),
                 endpoint,
                 local: endpoint.node_name.as_deref() == Some(node.name.as_str()),
             })
@@ -104,7 +117,7 @@ fn candidates<'a>(port: &ServicePort, slice: &'a EndpointSlice, node: &NodeInfo)
 
 /// Endpoints that hints reserve for this node or its zone, if every endpoint has hints and any is for
 /// us; otherwise all of them.
-fn hinted<'c, 'a>(all: &[&'c Candidate<'a>], node: &NodeInfo) -> Vec<&'c Candidate<'a>> {
+fn hinted<'c, 'a>(all: &[&'c Candidate<'a>], node: &View) -> Vec<&'c Candidate<'a>> {
     let by = |mine: &dyn Fn(&Candidate<'_>) -> Option<bool>| -> Option<Vec<&'c Candidate<'a>>> {
         let mut chosen = Vec::new();
         for candidate in all {

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -36,9 +36,14 @@ fn port_of(service: &Service) -> Option<u16> {
     spec.health_check_node_port.filter(|_| wanted).and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0)
 }
 
-/// Ready endpoints on this node, each address once.
+/// Ready endpoints on this node, each address once; of the family that has more of them.
 fn locals(slices: &[Arc<EndpointSlice>], node: &str) -> usize {
-    let endpoints = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
+    let of_type = |address_type: &str| locals_of(slices.iter().filter(|s| s.address_type == address_type), node);
+    of_type("IPv4").max(of_type("IPv6"))
+}
+
+fn locals_of<'a>(slices: impl Iterator<Item = &'a Arc<EndpointSlice>>, node: &str) -> usize {
+    let endpoints = slices.flat_map(|slice| slice.endpoints.iter().flatten());
     let here = endpoints.filter(|endpoint| {
         let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true);
         ready && endpoint.node_name.as_deref() == Some(node)
@@ -59,8 +64,8 @@ impl Drop for Served {
 }
 
 /// Serves the health of all Services that want it, until the informers end. Has to run in a task in the node's
-/// network namespace.
-pub async fn serve_health(node: String, informers: Informers) {
+/// network namespace. `on`: the address to listen on, one that stands for all of them.
+pub async fn serve_health(node: String, on: IpAddr, informers: Informers) {
     let services = informers.informer::<Service>();
     let slices = informers.informer::<EndpointSlice>();
     slices.add_index(BY_SERVICE, |slice| service_of(slice).map(|key| key.to_string()).into_iter().collect());
@@ -94,18 +99,17 @@ pub async fn serve_health(node: String, informers: Informers) {
         }
         served.remove(&key);
         let locals = Arc::new(AtomicUsize::new(count));
-        let task = tokio::spawn(listen(port, key.clone(), locals.clone())).abort_handle();
+        let task = tokio::spawn(listen(SocketAddr::new(on, port), key.clone(), locals.clone())).abort_handle();
         served.insert(key, Served { port, locals, task });
     }
 }
 
-async fn listen(port: u16, key: ObjectKey, locals: Arc<AtomicUsize>) {
-    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+async fn listen(address: SocketAddr, key: ObjectKey, locals: Arc<AtomicUsize>) {
     let listener = loop {
         match TcpListener::bind(address).await {
             Ok(listener) => break listener,
             Err(error) => {
-                tracing::warn!(service = %key, port, %error, "cannot serve the health of a Service; trying again");
+                tracing::warn!(service = %key, port = address.port(), %error, "cannot serve the health of a Service; trying again");
                 tokio::time::sleep(RETRY).await;
             }
         }
@@ -187,7 +191,11 @@ mod tests {
     async fn load_balancers_are_told_where_pods_are() {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let client = FakeApi::new().client();
-        let task = tokio::spawn(serve_health("one".to_owned(), Informers::new(client.clone())));
+        let task = tokio::spawn(serve_health(
+            "one".to_owned(),
+            std::net::Ipv4Addr::UNSPECIFIED.into(),
+            Informers::new(client.clone()),
+        ));
         let service = json!({"metadata": {"name": "web"}, "spec": {
             "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": port}});
         let services = Api::<Service>::namespaced(client.clone(), "default");

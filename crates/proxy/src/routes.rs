@@ -49,9 +49,14 @@ fn peers(nodes: &[Arc<Node>]) -> Vec<Peer> {
     let peer = |node: &Arc<Node>| {
         let addresses = node.status.as_ref()?.addresses.iter().flatten();
         let internal = addresses.filter(|address| address.type_ == "InternalIP");
-        let address = internal.filter_map(|address| address.address.parse().ok()).next()?;
-        let pod_cidr = node.spec.as_ref()?.pod_cidr.as_ref()?.parse().ok()?;
-        Some(Peer { address, pod_cidr })
+        let addresses: Vec<_> = internal.filter_map(|address| address.address.parse().ok()).collect();
+        let spec = node.spec.as_ref()?;
+        let ranges = match spec.pod_cidrs.as_deref() {
+            None | Some([]) => spec.pod_cidr.as_slice(),
+            Some(ranges) => ranges,
+        };
+        let pod_cidrs: Vec<_> = ranges.iter().filter_map(|range| range.parse().ok()).collect();
+        (!addresses.is_empty() && !pod_cidrs.is_empty()).then_some(Peer { addresses, pod_cidrs })
     };
     nodes.iter().filter_map(peer).collect()
 }
@@ -78,13 +83,12 @@ mod tests {
         links.add_veth(VethEnd::new("eth0"), VethEnd::new("peer"), None).unwrap();
         links.set_up("peer").unwrap();
         let eth0 = links.index("eth0").unwrap();
-        links.ensure_address(eth0, [172, 18, 0, 2].into(), 16).unwrap();
+        links.ensure_address(eth0, [172, 18, 0, 2], 16).unwrap();
         let local = Local {
-            address: [172, 18, 0, 2].into(),
-            segment: "172.18.0.0/16".parse().unwrap(),
+            addresses: vec![([172, 18, 0, 2].into(), "172.18.0.0/16".parse().unwrap())],
             interface: "eth0".to_owned(),
-            pod_cidr: "10.244.0.0/24".parse().unwrap(),
-            cluster_cidr: "10.244.0.0/16".parse().unwrap(),
+            pod_cidrs: vec!["10.244.0.0/24".parse().unwrap()],
+            cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
         };
         let routes = node.run(|| NodeRoutes::open(local)).unwrap().unwrap();
         let client = FakeApi::new().client();
@@ -105,8 +109,12 @@ mod tests {
         }
         let mut wait_for = async |count: usize| {
             let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-            while links.own_routes().unwrap().len() != count {
-                assert!(tokio::time::Instant::now() < deadline, "{:?}", links.own_routes());
+            while links.own_routes(skiff_network::Subnet::ALL_IPV4).unwrap().len() != count {
+                assert!(
+                    tokio::time::Instant::now() < deadline,
+                    "{:?}",
+                    links.own_routes(skiff_network::Subnet::ALL_IPV4)
+                );
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };

@@ -9,7 +9,7 @@ use skiff_client::ObjectKey;
 use skiff_network::nft::{Batch, Element};
 
 use crate::{
-    service::{NodeInfo, Slot, Wants},
+    service::{Slot, View, Wants},
     table::{self, Chain, Map},
 };
 
@@ -49,7 +49,7 @@ impl Delta {
 
     /// Writes everything in an order in which the kernel accepts it: chains before what points to
     /// them, deletions before additions of the same key.
-    pub(crate) fn write(&self, batch: &mut Batch, node: &NodeInfo) {
+    pub(crate) fn write(&self, batch: &mut Batch, node: &View) {
         for chain in &self.chains {
             chain.write(batch, node);
         }
@@ -122,7 +122,7 @@ impl Rules {
     }
 
     /// Everything from nothing: the table, the chains that are in use, all elements.
-    pub(crate) fn write_all(&mut self, batch: &mut Batch, node: &NodeInfo) {
+    pub(crate) fn write_all(&mut self, batch: &mut Batch, node: &View) {
         table::write_skeleton(batch, node);
         self.chains = self.wants.values().flat_map(|wants| wants.chains.iter().copied()).collect();
         let mut delta = Delta { chains: self.chains.clone(), ..Delta::default() };

@@ -196,8 +196,8 @@ mod tests {
         let namespace = NetNs::create().unwrap();
         let node = NodeInfo {
             name: "one".to_owned(),
-            pod_cidr: "10.244.0.0/16".parse().unwrap(),
-            service_cidr: None,
+            pod_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+            service_cidrs: Vec::new(),
             zone: None,
         };
         let proxy = namespace.run(|| Proxy::open(node)).unwrap().unwrap();

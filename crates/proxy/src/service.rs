@@ -1,8 +1,8 @@
-//! One Service as elements of the proxy's maps.
+//! One Service as elements of the proxy's maps, those of each address family by themselves.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -13,7 +13,7 @@ use k8s_openapi::api::{
 use skiff_network::{
     Subnet,
     hostport::Protocol,
-    nft::{Element, Key, Verdict},
+    nft::{Element, Family, Key, Verdict},
 };
 
 use crate::{
@@ -26,12 +26,44 @@ use crate::{
 pub struct NodeInfo {
     /// The Node object's name: tells which endpoints are local.
     pub name: String,
-    /// The range of all pods. Traffic from elsewhere to cluster addresses is masqueraded.
-    pub pod_cidr: Subnet,
-    /// Packets to addresses of this range that belong to no Service are dropped.
-    pub service_cidr: Option<Subnet>,
+    /// The range of all pods, of each family that is to be proxied. Traffic from elsewhere to cluster addresses is
+    /// masqueraded.
+    pub pod_cidrs: Vec<Subnet>,
+    /// Packets to addresses of these ranges that belong to no Service are dropped.
+    pub service_cidrs: Vec<Subnet>,
     /// From `topology.kubernetes.io/zone`, for hints.
     pub zone: Option<String>,
+}
+
+/// The node as one address family has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct View {
+    pub(crate) name: String,
+    pub(crate) family: Family,
+    pub(crate) pod_cidr: Subnet,
+    pub(crate) service_cidr: Option<Subnet>,
+    pub(crate) zone: Option<String>,
+}
+
+impl NodeInfo {
+    pub(crate) fn views(&self) -> Vec<View> {
+        let view = |pod_cidr: &Subnet| View {
+            name: self.name.clone(),
+            family: Family::of(pod_cidr.base()),
+            pod_cidr: *pod_cidr,
+            service_cidr: self.service_cidrs.iter().find(|range| range.is_like(pod_cidr.base())).copied(),
+            zone: self.zone.clone(),
+        };
+        self.pod_cidrs.iter().map(view).collect()
+    }
+}
+
+impl View {
+    /// The addresses of this family.
+    fn own<'a>(&self, texts: impl IntoIterator<Item = &'a String>) -> Vec<IpAddr> {
+        let addresses = texts.into_iter().filter_map(|text| text.parse().ok());
+        addresses.filter(|address| self.pod_cidr.is_like(*address)).collect()
+    }
 }
 
 /// Identifies a map's element: the map, its key and, for ranges, the last key.
@@ -43,7 +75,7 @@ pub(crate) struct Wants {
     pub(crate) elements: BTreeMap<Slot, Element>,
     pub(crate) chains: BTreeSet<Chain>,
     /// Endpoints in the order of their numbers, by Service port.
-    pub(crate) order: BTreeMap<PortKey, [Vec<SocketAddrV4>; 2]>,
+    pub(crate) order: BTreeMap<PortKey, [Vec<SocketAddr>; 2]>,
     /// Where UDP packets to this Service may end up; everything else that is tracked is stale.
     pub(crate) udp: Vec<UdpFront>,
 }
@@ -55,9 +87,9 @@ pub(crate) type PortKey = (String, Protocol);
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct UdpFront {
     /// `None`: a node port, on any address of the node.
-    pub(crate) address: Option<Ipv4Addr>,
+    pub(crate) address: Option<IpAddr>,
     pub(crate) port: u16,
-    pub(crate) endpoints: BTreeSet<SocketAddrV4>,
+    pub(crate) endpoints: BTreeSet<SocketAddr>,
 }
 
 impl Wants {
@@ -122,7 +154,7 @@ fn is_proxied(service: &Service, spec: &ServiceSpec) -> bool {
 pub(crate) fn wants(
     service: &Service,
     slices: &[Arc<EndpointSlice>],
-    node: &NodeInfo,
+    node: &View,
     previous: Option<&Wants>,
     numbers: &mut Numbers,
 ) -> Wants {
@@ -130,6 +162,9 @@ pub(crate) fn wants(
     let Some(spec) = service.spec.as_ref().filter(|spec| is_proxied(service, spec)) else {
         return wants;
     };
+    if node.own(cluster_ips(spec)).is_empty() {
+        return wants;
+    }
     let name = format!(
         "{}/{}",
         service.metadata.namespace.as_deref().unwrap_or_default(),
@@ -142,12 +177,20 @@ pub(crate) fn wants(
     wants
 }
 
+/// The cluster addresses of all families.
+fn cluster_ips(spec: &ServiceSpec) -> Vec<&String> {
+    match spec.cluster_ips.as_deref() {
+        None | Some([]) => spec.cluster_ip.iter().collect(),
+        Some(listed) => listed.iter().collect(),
+    }
+}
+
 struct PortContext<'a> {
     service: &'a Service,
     spec: &'a ServiceSpec,
     port: &'a ServicePort,
     name: &'a str,
-    node: &'a NodeInfo,
+    node: &'a View,
 }
 
 impl PortContext<'_> {
@@ -198,22 +241,22 @@ impl PortContext<'_> {
             }
             let id = id + u32::try_from(list).unwrap_or_default();
             for (index, endpoint) in (0u32..).zip(endpoints) {
-                let target = Key::new().ipv4(*endpoint.ip()).port(endpoint.port());
+                let target = Key::new().address(endpoint.ip()).port(endpoint.port());
                 let slot = Key::new().number(id).number(index);
                 wants.add(Map::Endpoints, slot.value(target).comment(&port.comment));
                 if port.affinity.is_some() {
-                    let live = Key::new().number(id).ipv4(*endpoint.ip()).port(endpoint.port());
+                    let live = Key::new().number(id).address(endpoint.ip()).port(endpoint.port());
                     wants.add(Map::AffinityEndpoints, live.element());
                 }
             }
         }
         for address in &endpoints.hairpin {
-            wants.add(Map::Hairpin, Key::new().ipv4(*address).ipv4(*address).element());
+            wants.add(Map::Hairpin, Key::new().address(*address).address(*address).element());
         }
         self.add_cluster_address(wants, &port);
         self.add_external_addresses(wants, &port);
         if protocol == Protocol::Udp {
-            let all: BTreeSet<SocketAddrV4> = endpoints.cluster.union(&endpoints.local).copied().collect();
+            let all: BTreeSet<SocketAddr> = endpoints.cluster.union(&endpoints.local).copied().collect();
             wants.udp.extend(self.udp_fronts(number, &all));
         }
         wants.order.insert(key, order);
@@ -233,18 +276,11 @@ impl PortContext<'_> {
         Some(Affinity { timeout_s: u32::try_from(seconds).unwrap_or_default().max(1) })
     }
 
-    fn cluster_ips(&self) -> Vec<Ipv4Addr> {
-        let listed = self.spec.cluster_ips.as_deref().unwrap_or_default();
-        let single = self.spec.cluster_ip.as_ref();
-        let texts = if listed.is_empty() { single.into_iter().collect() } else { listed.iter().collect::<Vec<_>>() };
-        texts.into_iter().filter_map(|text| text.parse().ok()).collect()
-    }
-
     fn add_cluster_address(&self, wants: &mut Wants, port: &Port) {
         let local = self.is_local_only(self.spec.internal_traffic_policy.as_deref());
         let available = if local { port.locals } else { port.clusters };
-        for address in self.cluster_ips() {
-            wants.add(Map::ClusterIps, Key::new().ipv4(address).element());
+        for address in self.node.own(cluster_ips(self.spec)) {
+            wants.add(Map::ClusterIps, Key::new().address(address).element());
             let front = Front::Address;
             if available == 0 {
                 port.refuse(wants, Some(address), port.number);
@@ -257,21 +293,17 @@ impl PortContext<'_> {
     }
 
     /// Addresses outside of the Service range: external ones and those of load balancers.
-    fn external_ips(&self) -> Vec<Ipv4Addr> {
-        let external = self.spec.external_ips.iter().flatten().filter_map(|text| text.parse().ok());
-        external.chain(self.load_balancer_ips()).collect()
+    fn external_ips(&self) -> Vec<IpAddr> {
+        let external = self.node.own(self.spec.external_ips.iter().flatten());
+        external.into_iter().chain(self.load_balancer_ips()).collect()
     }
 
     /// Those whose traffic arrives with the address unchanged.
-    fn load_balancer_ips(&self) -> Vec<Ipv4Addr> {
+    fn load_balancer_ips(&self) -> Vec<IpAddr> {
         let status = self.service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
         let ingress = status.and_then(|balancer| balancer.ingress.as_ref());
-        ingress
-            .into_iter()
-            .flatten()
-            .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
-            .filter_map(|ingress| ingress.ip.as_ref()?.parse().ok())
-            .collect()
+        let unchanged = ingress.into_iter().flatten().filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
+        self.node.own(unchanged.filter_map(|ingress| ingress.ip.as_ref()))
     }
 
     fn node_port(&self) -> Option<u16> {
@@ -303,6 +335,7 @@ impl PortContext<'_> {
             .iter()
             .flatten()
             .filter_map(|text| text.trim().parse().ok())
+            .filter(|range: &Subnet| range.is_like(self.node.pod_cidr.base()))
             .collect();
         if ranges.is_empty() {
             return;
@@ -316,8 +349,8 @@ impl PortContext<'_> {
         }
     }
 
-    fn udp_fronts(&self, number: u16, endpoints: &BTreeSet<SocketAddrV4>) -> Vec<UdpFront> {
-        let addresses = self.cluster_ips().into_iter().chain(self.external_ips());
+    fn udp_fronts(&self, number: u16, endpoints: &BTreeSet<SocketAddr>) -> Vec<UdpFront> {
+        let addresses = self.node.own(cluster_ips(self.spec)).into_iter().chain(self.external_ips());
         let fronts = addresses.map(|address| (Some(address), number));
         let fronts = fronts.chain(self.node_port().map(|port| (None, port)));
         fronts.map(|(address, port)| UdpFront { address, port, endpoints: endpoints.clone() }).collect()
@@ -336,15 +369,15 @@ struct Port {
 }
 
 impl Port {
-    fn key(&self, address: Option<Ipv4Addr>, number: u16) -> Key {
+    fn key(&self, address: Option<IpAddr>, number: u16) -> Key {
         let key = match address {
-            Some(address) => Key::new().ipv4(address),
+            Some(address) => Key::new().address(address),
             None => Key::new(),
         };
         key.protocol(self.protocol.number()).port(number)
     }
 
-    fn lead(&self, wants: &mut Wants, address: Option<Ipv4Addr>, number: u16, front: Front, entry: Entry) {
+    fn lead(&self, wants: &mut Wants, address: Option<IpAddr>, number: u16, front: Front, entry: Entry) {
         let chain = Chain::Entry { front, entry, affinity: self.affinity };
         let (verdicts, ids) = match front {
             Front::Address => (Map::Services, Map::ServiceIds),
@@ -359,7 +392,7 @@ impl Port {
 
     /// Nobody to lead to. Without any endpoint the client is told; if only this node has none, the
     /// packet is dropped, so that a load balancer tries another node.
-    fn refuse(&self, wants: &mut Wants, address: Option<Ipv4Addr>, number: u16) {
+    fn refuse(&self, wants: &mut Wants, address: Option<IpAddr>, number: u16) {
         let map = match address {
             Some(_) => Map::NoEndpoints,
             None => Map::NoEndpointNodePorts,
@@ -373,8 +406,8 @@ impl Port {
 }
 
 /// The wanted endpoints in an order that differs as little as possible from the previous one.
-fn stable_order(previous: &[SocketAddrV4], wanted: &BTreeSet<SocketAddrV4>) -> Vec<SocketAddrV4> {
-    let mut new: Vec<SocketAddrV4> =
+fn stable_order(previous: &[SocketAddr], wanted: &BTreeSet<SocketAddr>) -> Vec<SocketAddr> {
+    let mut new: Vec<SocketAddr> =
         wanted.iter().filter(|endpoint| !previous.contains(endpoint)).rev().copied().collect();
     let mut order = previous.to_vec();
     let mut index = 0;

@@ -1,4 +1,4 @@
-//! The nftables table: what is the same for every Service, and the chains that several share.
+//! The nftables table of an address family: what is the same for every Service, and the chains that several share.
 //!
 //! ```text
 //! a packet's address . protocol . port ──services──▶ an entry chain: masquerade or not, which list
@@ -10,7 +10,10 @@
 //! by policy and affinity; Services alike in these share them. A chain is never changed once it is
 //! there; it stays until the table is written anew.
 
-use std::fmt::Write;
+use std::{
+    fmt::Write,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use skiff_network::{
     Subnet,
@@ -20,7 +23,7 @@ use skiff_network::{
     },
 };
 
-use crate::service::NodeInfo;
+use crate::service::View;
 
 /// The table's name.
 pub(crate) const TABLE: &str = "skiff-proxy";
@@ -83,24 +86,25 @@ impl Map {
         }
     }
 
-    fn definition(self) -> Set<'static> {
-        const ADDRESS: &[Field] = &[Field::Ipv4, Field::Protocol, Field::Port];
-        const ADDRESS_AND_SOURCE: &[Field] = &[Field::Ipv4, Field::Protocol, Field::Port, Field::Ipv4];
+    fn write(self, batch: &mut Batch, family: Family) {
         const PORT: &[Field] = &[Field::Protocol, Field::Port];
-        const TARGET: &[Field] = &[Field::Ipv4, Field::Port];
+        let any = family.address();
+        let address = &[any, Field::Protocol, Field::Port];
         let name = self.name();
         match self {
-            Self::Services | Self::NoEndpoints => Set::vmap(name, ADDRESS),
-            Self::NodePorts | Self::NoEndpointNodePorts => Set::vmap(name, PORT),
-            Self::ServiceIds => Set::map(name, ADDRESS, &[Field::Number]),
-            Self::NodePortIds => Set::map(name, PORT, &[Field::Number]),
-            Self::Endpoints => Set::map(name, &[Field::Number, Field::Number], TARGET),
-            Self::AffinityEndpoints => Set::plain(name, &[Field::Number, Field::Ipv4, Field::Port]),
-            Self::ClusterIps => Set::plain(name, &[Field::Ipv4]),
-            Self::Restricted => Set::plain(name, ADDRESS),
-            Self::AllowedSources => Set::plain(name, ADDRESS_AND_SOURCE).interval(),
-            Self::Hairpin => Set::plain(name, &[Field::Ipv4, Field::Ipv4]),
-        }
+            Self::Services | Self::NoEndpoints => batch.add_set(&Set::vmap(name, address)),
+            Self::NodePorts | Self::NoEndpointNodePorts => batch.add_set(&Set::vmap(name, PORT)),
+            Self::ServiceIds => batch.add_set(&Set::map(name, address, &[Field::Number])),
+            Self::NodePortIds => batch.add_set(&Set::map(name, PORT, &[Field::Number])),
+            Self::Endpoints => batch.add_set(&Set::map(name, &[Field::Number, Field::Number], &[any, Field::Port])),
+            Self::AffinityEndpoints => batch.add_set(&Set::plain(name, &[Field::Number, any, Field::Port])),
+            Self::ClusterIps => batch.add_set(&Set::plain(name, &[any])),
+            Self::Restricted => batch.add_set(&Set::plain(name, address)),
+            Self::AllowedSources => {
+                batch.add_set(&Set::plain(name, &[any, Field::Protocol, Field::Port, any]).interval())
+            }
+            Self::Hairpin => batch.add_set(&Set::plain(name, &[any, any])),
+        };
     }
 }
 
@@ -206,12 +210,12 @@ impl Chain {
     }
 
     /// Creates the chain with its rules.
-    pub(crate) fn write(&self, batch: &mut Batch, node: &NodeInfo) {
+    pub(crate) fn write(&self, batch: &mut Batch, node: &View) {
         let name = self.name();
         batch.add_chain(&name);
         match *self {
             Self::Pick { front, list, endpoints, affinity } => {
-                write_pick(batch, &name, front, list, endpoints, affinity)
+                write_pick(batch, &name, node.family, front, list, endpoints, affinity)
             }
             Self::Entry { front, entry, affinity } => write_entry(batch, &name, node.pod_cidr, front, entry, affinity),
         }
@@ -219,37 +223,38 @@ impl Chain {
 }
 
 fn write_entry(batch: &mut Batch, name: &str, pods: Subnet, front: Front, entry: Entry, affinity: Option<Affinity>) {
+    let rule = || Rule::of(Family::of(pods.base()));
     let pick = |list, endpoints| {
         let chain = Chain::Pick { front, list, endpoints, affinity };
         Verdict::Goto(chain.name())
     };
     let mark = |rule: Rule| rule.set_mark_bits(Reg(0), MASQUERADE_MARK);
-    let from_pods = |op| Rule::new().saddr(Reg(0)).in_subnet(Reg(0), op, pods);
+    let from_pods = |op| rule().saddr(Reg(0)).in_subnet(Reg(0), op, pods);
     match entry {
         Entry::Cluster { list, endpoints } => {
             batch.add_rule(name, mark(from_pods(Op::Neq)));
-            batch.add_rule(name, Rule::new().verdict(pick(list, endpoints)));
+            batch.add_rule(name, rule().verdict(pick(list, endpoints)));
         }
         Entry::External { endpoints } => {
-            batch.add_rule(name, mark(Rule::new()));
-            batch.add_rule(name, Rule::new().verdict(pick(List::Cluster, endpoints)));
+            batch.add_rule(name, mark(rule()));
+            batch.add_rule(name, rule().verdict(pick(List::Cluster, endpoints)));
         }
         Entry::ExternalLocal { clusters, locals } => {
             batch.add_rule(name, from_pods(Op::Eq).verdict(pick(List::Cluster, clusters)));
-            let from_node = Rule::new().fib_saddr(Reg(0), FibResult::AddressType);
+            let from_node = rule().fib_saddr(Reg(0), FibResult::AddressType);
             let from_node = from_node.cmp(Reg(0), Op::Eq, &RTN_LOCAL.to_ne_bytes());
             batch.add_rule(name, mark(from_node).verdict(pick(List::Cluster, clusters)));
             if locals > 0 {
-                batch.add_rule(name, Rule::new().verdict(pick(List::Local, locals)));
+                batch.add_rule(name, rule().verdict(pick(List::Local, locals)));
             }
         }
     }
 }
 
 /// Loads the key of a front and looks up the number of its list of endpoints into `id`.
-fn load_id(rule: Rule, front: Front, list: List, id: Reg) -> Rule {
+fn load_id(rule: Rule, family: Family, front: Front, list: List, id: Reg) -> Rule {
     let rule = match front {
-        Front::Address => load_address(rule).map(Reg(0), Map::ServiceIds.name(), id),
+        Front::Address => load_address(rule, family).map(Reg(0), Map::ServiceIds.name(), id),
         Front::NodePort => load_port(rule).map(Reg(0), Map::NodePortIds.name(), id),
     };
     match list {
@@ -258,48 +263,96 @@ fn load_id(rule: Rule, front: Front, list: List, id: Reg) -> Rule {
     }
 }
 
-fn load_address(rule: Rule) -> Rule {
-    rule.daddr(Reg(0)).l4proto(Reg(1)).dport(Reg(2))
+/// Loads address, protocol and port; the register behind them is [`behind_address`].
+fn load_address(rule: Rule, family: Family) -> Rule {
+    let after = family.registers();
+    rule.daddr(Reg(0)).l4proto(Reg(after)).dport(Reg(after + 1))
+}
+
+fn behind_address(family: Family) -> Reg {
+    Reg(family.registers() + 2)
 }
 
 fn load_port(rule: Rule) -> Rule {
     rule.l4proto(Reg(0)).dport(Reg(1))
 }
 
-fn write_pick(batch: &mut Batch, name: &str, front: Front, list: List, endpoints: u32, affinity: Option<Affinity>) {
-    let endpoint = |rule: Rule| rule.random(Reg(6), endpoints).map(Reg(5), Map::Endpoints.name(), Reg(8));
-    let number = |rule: Rule, reg| load_id(rule, front, list, reg);
+/// Where a pick keeps what, behind the key of the front. Neighbours are keys: client and number, number and random
+/// index, number and endpoint.
+struct Registers {
+    client: Reg,
+    number: Reg,
+    random: Reg,
+    /// The number once more, right before the endpoint.
+    again: Reg,
+    address: Reg,
+    port: Reg,
+}
+
+impl Registers {
+    fn of(family: Family) -> Self {
+        match family {
+            // There is just room enough: the endpoint takes the random index's place.
+            Family::Ip6 => Self {
+                client: Reg(6),
+                number: Reg(10),
+                random: Reg(11),
+                again: Reg(10),
+                address: Reg(11),
+                port: Reg(15),
+            },
+            _ => Self { client: Reg(4), number: Reg(5), random: Reg(6), again: Reg(7), address: Reg(8), port: Reg(9) },
+        }
+    }
+}
+
+fn write_pick(
+    batch: &mut Batch,
+    name: &str,
+    family: Family,
+    front: Front,
+    list: List,
+    endpoints: u32,
+    affinity: Option<Affinity>,
+) {
+    let at = Registers::of(family);
+    let rule = || Rule::of(family);
+    let endpoint = |rule: Rule| rule.random(at.random, endpoints).map(at.number, Map::Endpoints.name(), at.address);
+    let number = |rule: Rule, reg| load_id(rule, family, front, list, reg);
     let Some(affinity) = affinity else {
-        batch.add_rule(name, endpoint(number(Rule::new(), Reg(5))).dnat(Reg(8), Reg(9)));
+        batch.add_rule(name, endpoint(number(rule(), at.number)).dnat(at.address, at.port));
         return;
     };
     let timeout = Some(u64::from(affinity.timeout_s) * 1000);
-    let remember = |rule: Rule, op| rule.dynset(op, AFFINITY, Reg(4), Some(Reg(8)), timeout);
+    let remember = |rule: Rule, op| rule.dynset(op, AFFINITY, at.client, Some(at.address), timeout);
     // A client that is known, and whose endpoint still is one.
-    let client = |rule: Rule| number(rule, Reg(5)).saddr(Reg(4));
-    let known = number(client(Rule::new()), Reg(7)).map(Reg(4), AFFINITY, Reg(8));
-    let known = remember(known.lookup(Reg(7), Map::AffinityEndpoints.name()), DynsetOp::Update);
-    batch.add_rule(name, known.dnat(Reg(8), Reg(9)).comment("known client"));
+    let client = |rule: Rule| number(rule, at.number).saddr(at.client);
+    let known = client(rule());
+    let known = if at.again == at.number { known } else { number(known, at.again) };
+    let known = known.map(at.client, AFFINITY, at.address);
+    let known = remember(known.lookup(at.again, Map::AffinityEndpoints.name()), DynsetOp::Update);
+    batch.add_rule(name, known.dnat(at.address, at.port).comment("known client"));
     // Adding does not replace, so what is known of an endpoint that is gone has to go first.
-    let forget = client(Rule::new()).dynset(DynsetOp::Delete, AFFINITY, Reg(4), Some(Reg(0)), None);
+    let forget = client(rule()).dynset(DynsetOp::Delete, AFFINITY, at.client, Some(at.client), None);
     batch.add_rule(name, forget);
-    let new = remember(endpoint(client(Rule::new())), DynsetOp::Add);
-    batch.add_rule(name, new.dnat(Reg(8), Reg(9)).comment("new client"));
+    let new = remember(endpoint(client(rule())), DynsetOp::Add);
+    batch.add_rule(name, new.dnat(at.address, at.port).comment("new client"));
 }
 
 /// Creates the table anew, empty of Services.
-pub(crate) fn write_skeleton(batch: &mut Batch, node: &NodeInfo) {
+pub(crate) fn write_skeleton(batch: &mut Batch, node: &View) {
     batch.delete_table().add_table();
+    let family = node.family;
     for map in Map::ALL {
-        batch.add_set(&map.definition());
+        map.write(batch, family);
     }
-    let affinity = Set::map(AFFINITY, &[Field::Ipv4, Field::Number], &[Field::Ipv4, Field::Port]);
-    batch.add_set(&affinity.dynamic(MOST_CLIENTS));
+    let (client, endpoint) = ([family.address(), Field::Number], [family.address(), Field::Port]);
+    batch.add_set(&Set::map(AFFINITY, &client, &endpoint).dynamic(MOST_CLIENTS));
     batch.add_chain(REJECT);
-    batch.add_rule(REJECT, Rule::new().reject());
-    write_dispatch(batch);
+    batch.add_rule(REJECT, Rule::of(family).reject());
+    write_dispatch(batch, family);
     write_filters(batch, node);
-    write_masquerade(batch);
+    write_masquerade(batch, family);
 }
 
 fn base(kind: ChainKind, hook: Hook, priority: i32) -> BaseChain {
@@ -307,31 +360,37 @@ fn base(kind: ChainKind, hook: Hook, priority: i32) -> BaseChain {
 }
 
 /// Destination NAT, for packets that arrive and for those of the node itself.
-fn write_dispatch(batch: &mut Batch) {
+fn write_dispatch(batch: &mut Batch, family: Family) {
+    let rule = || Rule::of(family);
     batch.add_chain("dispatch");
-    batch.add_rule("dispatch", load_address(Rule::new()).vmap(Reg(0), Map::Services.name()));
-    batch.add_rule("dispatch", load_port(to_this_node(Rule::new())).vmap(Reg(0), Map::NodePorts.name()));
+    batch.add_rule("dispatch", load_address(rule(), family).vmap(Reg(0), Map::Services.name()));
+    batch.add_rule("dispatch", load_port(to_this_node(rule(), family)).vmap(Reg(0), Map::NodePorts.name()));
     for (name, hook) in [("nat-prerouting", Hook::Prerouting), ("nat-output", Hook::Output)] {
         batch.add_base_chain(name, base(ChainKind::Nat, hook, -100));
-        batch.add_rule(name, Rule::new().verdict(Verdict::Jump("dispatch".to_owned())));
+        batch.add_rule(name, rule().verdict(Verdict::Jump("dispatch".to_owned())));
     }
 }
 
 /// Node ports are on all addresses of the node but loopback ones, which could not be routed to a pod.
-fn to_this_node(rule: Rule) -> Rule {
-    let loopback: Subnet = "127.0.0.0/8".parse().expect("a constant");
+fn to_this_node(rule: Rule, family: Family) -> Rule {
+    let loopback = match family {
+        Family::Ip6 => Subnet::host(Ipv6Addr::LOCALHOST),
+        _ => Subnet::new(Ipv4Addr::LOCALHOST, 8).expect("a constant"),
+    };
     let local = rule.fib_daddr(Reg(0), FibResult::AddressType).cmp(Reg(0), Op::Eq, &RTN_LOCAL.to_ne_bytes());
     local.daddr(Reg(0)).in_subnet(Reg(0), Op::Neq, loopback)
 }
 
-fn write_filters(batch: &mut Batch, node: &NodeInfo) {
-    let new = || Rule::new().ct_state(Reg(0), ct_state::NEW);
+fn write_filters(batch: &mut Batch, node: &View) {
+    let family = node.family;
+    let rule = || Rule::of(family);
+    let new = || rule().ct_state(Reg(0), ct_state::NEW);
     let jump = |rule: Rule, chain: &str| rule.verdict(Verdict::Jump(chain.to_owned()));
 
     // Before destination NAT, where the load balancer's address is still seen.
     batch.add_chain("source-ranges");
-    let restricted = load_address(Rule::new()).lookup(Reg(0), Map::Restricted.name());
-    let others = restricted.saddr(Reg(3)).lookup_not(Reg(0), Map::AllowedSources.name());
+    let restricted = load_address(rule(), family).lookup(Reg(0), Map::Restricted.name());
+    let others = restricted.saddr(behind_address(family)).lookup_not(Reg(0), Map::AllowedSources.name());
     batch.add_rule("source-ranges", others.verdict(Verdict::Drop));
     for (name, hook) in [("filter-prerouting", Hook::Prerouting), ("filter-output-before", Hook::Output)] {
         batch.add_base_chain(name, base(ChainKind::Filter, hook, -110));
@@ -340,14 +399,14 @@ fn write_filters(batch: &mut Batch, node: &NodeInfo) {
 
     // After it: what still has a Service's address has nowhere to go.
     batch.add_chain("no-endpoints");
-    batch.add_rule("no-endpoints", load_address(Rule::new()).vmap(Reg(0), Map::NoEndpoints.name()));
-    let node_ports = load_port(to_this_node(Rule::new()));
+    batch.add_rule("no-endpoints", load_address(rule(), family).vmap(Reg(0), Map::NoEndpoints.name()));
+    let node_ports = load_port(to_this_node(rule(), family));
     batch.add_rule("no-endpoints", node_ports.vmap(Reg(0), Map::NoEndpointNodePorts.name()));
     batch.add_chain("unused");
-    let unused = Rule::new().daddr(Reg(0)).lookup(Reg(0), Map::ClusterIps.name());
+    let unused = rule().daddr(Reg(0)).lookup(Reg(0), Map::ClusterIps.name());
     batch.add_rule("unused", unused.reject().comment("ports that a Service does not have"));
     if let Some(range) = node.service_cidr {
-        let unknown = Rule::new().daddr(Reg(0)).in_subnet(Reg(0), Op::Eq, range);
+        let unknown = rule().daddr(Reg(0)).in_subnet(Reg(0), Op::Eq, range);
         batch.add_rule("unused", unknown.verdict(Verdict::Drop).comment("addresses of no Service"));
     }
     let hooks = [
@@ -364,17 +423,18 @@ fn write_filters(batch: &mut Batch, node: &NodeInfo) {
     }
 }
 
-fn write_masquerade(batch: &mut Batch) {
+fn write_masquerade(batch: &mut Batch, family: Family) {
+    let rule = || Rule::of(family);
     let name = "nat-postrouting";
     batch.add_base_chain(name, base(ChainKind::Nat, Hook::Postrouting, 100));
-    let rewritten = Rule::new().ct(Reg(0), CtKey::Status).any_bit(Reg(0), ct_status::DNAT);
-    let hairpin = rewritten.saddr(Reg(0)).daddr(Reg(1)).lookup(Reg(0), Map::Hairpin.name());
+    let rewritten = rule().ct(Reg(0), CtKey::Status).any_bit(Reg(0), ct_status::DNAT);
+    let hairpin = rewritten.saddr(Reg(0)).daddr(Reg(family.registers())).lookup(Reg(0), Map::Hairpin.name());
     batch.add_rule(name, hairpin.masquerade().comment("a pod that meets itself behind a Service"));
-    let marked = Rule::new().meta(Reg(0), Meta::Mark).any_bit(Reg(0), MASQUERADE_MARK);
+    let marked = rule().meta(Reg(0), Meta::Mark).any_bit(Reg(0), MASQUERADE_MARK);
     batch.add_rule(name, marked.clear_mark_bits(Reg(0), MASQUERADE_MARK).masquerade());
 }
 
-/// A batch for this table.
-pub(crate) fn batch() -> Batch {
-    Batch::new(Family::Ip, TABLE)
+/// A batch for the table of a family.
+pub(crate) fn batch(family: Family) -> Batch {
+    Batch::new(family, TABLE)
 }

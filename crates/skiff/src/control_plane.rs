@@ -31,6 +31,8 @@ pub(crate) struct Options {
     pub(crate) data_dir: PathBuf,
     /// Under which nodes and pods reach the API, at `port`.
     pub(crate) node_ip: Ipv4Addr,
+    /// Further addresses of the API server.
+    pub(crate) further_ips: Vec<IpAddr>,
     pub(crate) port: u16,
     pub(crate) service_cidr: String,
     pub(crate) pod_cidr: String,
@@ -73,6 +75,7 @@ pub(crate) async fn start(options: Options) -> Result<ControlPlane> {
     .map(str::to_owned)
     .to_vec();
     let mut addresses: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), options.node_ip.into()];
+    addresses.extend(&options.further_ips);
     addresses.extend(service_ranges.iter().map(|range| range.nth(1)));
     for name in options.names {
         match name.parse() {

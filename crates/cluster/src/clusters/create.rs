@@ -171,6 +171,7 @@ impl Clusters {
                 role: node.role,
                 // The specification has been checked to be far smaller than the range.
                 address: fabric::node_address(index).unwrap_or(Ipv4Addr::UNSPECIFIED),
+                ipv6_address: spec.ipv6.and_then(|_| fabric::node_ipv6_address(index)),
                 labels: node.labels.clone(),
                 ports: node.ports.iter().map(|port| reserve(&host, port)).collect::<Result<_>>()?,
                 mounts: node.mounts.clone(),
@@ -192,6 +193,7 @@ impl Clusters {
             api_port,
             pod_subnet: spec.pod_subnet,
             service_subnet: spec.service_subnet,
+            ipv6: spec.ipv6,
             disable_default_cni: spec.disable_default_cni,
             bootstrap_token: bootstrap_token()?,
             nodes,

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io,
-    net::{SocketAddr, SocketAddrV4},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -31,7 +31,7 @@ const CONNECT_FOR: Duration = Duration::from_secs(1);
 pub(super) const CONNECT_PAUSE: Duration = Duration::from_millis(20);
 
 /// Accepts connections and joins each with a new one to the target.
-pub(super) async fn tcp(listener: TcpListener, target: watch::Receiver<SocketAddrV4>) {
+pub(super) async fn tcp(listener: TcpListener, target: watch::Receiver<SocketAddr>) {
     loop {
         match listener.accept().await {
             Ok((client, _)) => {
@@ -53,7 +53,7 @@ pub(super) async fn tcp(listener: TcpListener, target: watch::Receiver<SocketAdd
 
 /// Connects to a Service's address. A pod that is just starting or ending refuses; another one, or the same one a
 /// moment later, takes the connection. Load balancers of clouds see to that with their health checks.
-async fn reach(target: SocketAddrV4) -> io::Result<TcpStream> {
+async fn reach(target: SocketAddr) -> io::Result<TcpStream> {
     use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
     let until = Instant::now() + CONNECT_FOR;
     loop {
@@ -69,7 +69,7 @@ async fn reach(target: SocketAddrV4) -> io::Result<TcpStream> {
     }
 }
 
-async fn join(mut client: TcpStream, target: SocketAddrV4) -> io::Result<()> {
+async fn join(mut client: TcpStream, target: SocketAddr) -> io::Result<()> {
     let mut server = match reach(target).await {
         Ok(server) => server,
         Err(error) => {
@@ -93,7 +93,7 @@ struct Client {
 }
 
 /// Gives every client a socket of its own towards the target, so that answers find their way back.
-pub(super) async fn udp(socket: UdpSocket, target: watch::Receiver<SocketAddrV4>) {
+pub(super) async fn udp(socket: UdpSocket, target: watch::Receiver<SocketAddr>) {
     let socket = Arc::new(socket);
     let started = Instant::now();
     let mut clients: HashMap<SocketAddr, Client> = HashMap::new();
@@ -166,8 +166,12 @@ fn forget_oldest(clients: &mut HashMap<SocketAddr, Client>) {
     }
 }
 
-async fn connect(target: SocketAddrV4) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)).await?;
+async fn connect(target: SocketAddr) -> io::Result<UdpSocket> {
+    let any: SocketAddr = match target {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(any).await?;
     socket.connect(target).await?;
     Ok(socket)
 }

@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io::Read,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::ffi::OsStringExt,
@@ -18,7 +18,7 @@ const TCP_LISTEN: &str = "0A";
 
 /// `nginx (process 812)`: who listens on the address. The calling thread is in the network namespace in
 /// question; `proc` is a /proc in which that process is visible.
-pub(super) fn find(proc: &OwnedFd, address: SocketAddrV4, protocol: Protocol) -> Option<String> {
+pub(super) fn find(proc: &OwnedFd, address: SocketAddr, protocol: Protocol) -> Option<String> {
     // Through the descriptor, because the /proc of a node shows only its own processes.
     let proc = PathBuf::from(format!("/proc/self/fd/{}", proc.as_raw_fd()));
     let tables: &[&str] = match protocol {
@@ -54,7 +54,7 @@ pub(super) fn find(proc: &OwnedFd, address: SocketAddrV4, protocol: Protocol) ->
 }
 
 /// The inode of the socket that has the port, from the text of /proc/net/tcp and its like.
-fn socket_inode(table: &str, address: SocketAddrV4, protocol: Protocol) -> Option<u64> {
+fn socket_inode(table: &str, address: SocketAddr, protocol: Protocol) -> Option<u64> {
     table.lines().skip(1).find_map(|line| {
         let mut fields = line.split_whitespace();
         let (local, port) = fields.nth(1)?.split_once(':')?;
@@ -67,12 +67,21 @@ fn socket_inode(table: &str, address: SocketAddrV4, protocol: Protocol) -> Optio
             return None;
         }
         let any = address.ip().is_unspecified() || local.bytes().all(|b| b == b'0');
-        // The last eight digits: IPv6 sockets show IPv4 addresses in their mapped form.
-        let digits = local.get(local.len().checked_sub(8)?..)?;
-        let same =
-            u32::from_str_radix(digits, 16).is_ok_and(|value| Ipv4Addr::from(value.to_ne_bytes()) == *address.ip());
+        let same = match address.ip() {
+            // The last eight digits: IPv6 sockets show IPv4 addresses in their mapped form.
+            IpAddr::V4(ip) => word(local.get(local.len().checked_sub(8)?..)?).map(Ipv4Addr::from) == Some(ip),
+            IpAddr::V6(ip) => (0..4).all(|i| {
+                let digits = local.get(i * 8..i * 8 + 8);
+                digits.and_then(word).is_some_and(|bytes| ip.octets()[i * 4..i * 4 + 4] == bytes)
+            }),
+        };
         (any || same).then_some(inode)
     })
+}
+
+/// Four bytes of an address, which stand there as one number of the machine's.
+fn word(digits: &str) -> Option<[u8; 4]> {
+    Some(u32::from_str_radix(digits, 16).ok()?.to_ne_bytes())
 }
 
 #[cfg(test)]
@@ -92,5 +101,17 @@ mod tests {
         assert_eq!(find("127.0.0.2:8080"), None);
         assert_eq!(find("127.0.0.1:80"), None, "a connection is not a listener");
         assert_eq!(find("127.0.0.1:81"), Some(4713));
+    }
+
+    #[test]
+    fn the_table_of_ipv6_is_read() {
+        let table = "  sl  local_address remote_address st tx_queue rx_queue tr tm->when retrnsmt uid timeout inode
+   0: 00000000000000000000000001000000:1F90 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100 0 0 10 0
+   1: 0000000000000000FFFF00000100007F:0050 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4712 1 0 100 0 0 10 0
+";
+        let find = |text: &str| socket_inode(table, text.parse().unwrap(), Protocol::Tcp);
+        assert_eq!(find("[::1]:8080"), Some(4711));
+        assert_eq!(find("[::2]:8080"), None);
+        assert_eq!(find("127.0.0.1:80"), Some(4712));
     }
 }

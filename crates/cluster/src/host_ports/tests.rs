@@ -1,4 +1,7 @@
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,27 +17,20 @@ fn host() -> (NetNs, HostPorts) {
     (namespace, HostPorts::new(host))
 }
 
-fn local(port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
-fn v4(address: SocketAddr) -> SocketAddrV4 {
-    match address {
-        SocketAddr::V4(address) => address,
-        SocketAddr::V6(_) => unreachable!("bound to IPv4"),
-    }
-}
-
-async fn connect(namespace: &NetNs, address: SocketAddrV4) -> io::Result<tokio::net::TcpStream> {
+async fn connect(namespace: &NetNs, address: SocketAddr) -> io::Result<tokio::net::TcpStream> {
     let stream = namespace.run(|| std::net::TcpStream::connect(address)).unwrap()?;
     stream.set_nonblocking(true)?;
     tokio::net::TcpStream::from_std(stream)
 }
 
 /// Answers, once the client has ended its side, with what it got behind a greeting.
-async fn echo(greeting: &'static str) -> SocketAddrV4 {
+async fn echo(greeting: &'static str) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind(local(0)).await.unwrap();
-    let address = v4(listener.local_addr().unwrap());
+    let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {
@@ -47,7 +43,7 @@ async fn echo(greeting: &'static str) -> SocketAddrV4 {
     address
 }
 
-async fn ask(namespace: &NetNs, address: SocketAddrV4) -> String {
+async fn ask(namespace: &NetNs, address: SocketAddr) -> String {
     let mut stream = connect(namespace, address).await.unwrap();
     stream.write_all(b"hello").await.unwrap();
     stream.shutdown().await.unwrap();
@@ -79,10 +75,19 @@ async fn tcp_ports_forward_with_half_close_and_change_their_target() {
 }
 
 #[tokio::test]
+async fn ports_of_ipv6() {
+    let (namespace, ports) = host();
+    let listen = SocketAddr::from((Ipv6Addr::LOCALHOST, 8080));
+    ports.open(Forward { protocol: Protocol::Tcp, listen, target: echo("six ").await }).unwrap();
+    assert_eq!(ask(&namespace, listen).await, "six hello");
+    assert!(connect(&namespace, local(8080)).await.is_err(), "each family has its own");
+}
+
+#[tokio::test]
 async fn a_dead_target_resets_the_client() {
     let (namespace, ports) = host();
     let unused = std::net::TcpListener::bind(local(0)).unwrap().local_addr().unwrap();
-    let forward = Forward { protocol: Protocol::Tcp, listen: local(0), target: v4(unused) };
+    let forward = Forward { protocol: Protocol::Tcp, listen: local(0), target: unused };
     let listen = ports.open(forward).unwrap();
     assert_ne!(listen.port(), 0);
     let mut stream = connect(&namespace, listen).await.unwrap();
@@ -95,8 +100,8 @@ async fn a_dead_target_resets_the_client() {
 async fn a_target_that_is_just_starting_gets_its_clients() {
     let (namespace, ports) = host();
     let target = tokio::net::TcpSocket::new_v4().unwrap();
-    target.bind(SocketAddr::V4(local(0))).unwrap();
-    let forward = Forward { protocol: Protocol::Tcp, listen: local(0), target: v4(target.local_addr().unwrap()) };
+    target.bind(local(0)).unwrap();
+    let forward = Forward { protocol: Protocol::Tcp, listen: local(0), target: target.local_addr().unwrap() };
     let listen = ports.open(forward).unwrap();
     let mut stream = connect(&namespace, listen).await.unwrap();
     assert!(timeout(CONNECT_PAUSE * 2, stream.read(&mut [0; 8])).await.is_err(), "the client is to be kept");
@@ -111,7 +116,7 @@ async fn a_target_that_is_just_starting_gets_its_clients() {
 async fn udp_clients_get_their_own_answers() {
     let (namespace, ports) = host();
     let server = tokio::net::UdpSocket::bind(local(0)).await.unwrap();
-    let target = v4(server.local_addr().unwrap());
+    let target = server.local_addr().unwrap();
     let listen = ports.open(Forward { protocol: Protocol::Udp, listen: local(5353), target }).unwrap();
     tokio::spawn(async move {
         let mut buffer = [0; 64];
@@ -133,7 +138,7 @@ async fn udp_clients_get_their_own_answers() {
     for (n, client) in clients.iter().enumerate() {
         let mut buffer = [0; 64];
         let (len, from) = timeout(Duration::from_secs(5), client.recv_from(&mut buffer)).await.unwrap().unwrap();
-        assert_eq!(from, SocketAddr::V4(listen));
+        assert_eq!(from, listen);
         assert_eq!(&buffer[..len], format!("re: {n}").as_bytes());
     }
 }

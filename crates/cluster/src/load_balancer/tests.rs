@@ -31,6 +31,7 @@ fn config() -> NodeConfig {
         segment: "172.18.0.0/16".parse().unwrap(),
         pod_subnet: "10.244.0.0/16".parse().unwrap(),
         service_subnet: "10.96.0.0/12".parse().unwrap(),
+        ipv6: None,
         cluster_dns: Ipv4Addr::new(10, 96, 0, 10),
         data_dir: "/var/lib/skiff".into(),
         labels: BTreeMap::new(),
@@ -57,6 +58,9 @@ fn only_load_balancers_of_ours_want_ports() {
         json!({ "ports": [{ "port": 80 }, { "port": 53, "protocol": "UDP" }, { "port": 1, "protocol": "SCTP" }] });
     let shown: Vec<String> = wanted(&service("web", ports)).iter().map(ToString::to_string).collect();
     assert_eq!(shown, ["127.0.0.1:80/TCP → 10.96.0.7:80", "127.0.0.1:53/UDP → 10.96.0.7:53"]);
+    let both = json!({ "clusterIPs": ["10.96.0.7", "fd00:10:96::7"] });
+    let shown: Vec<String> = wanted(&service("web", both)).iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["127.0.0.1:80/TCP → 10.96.0.7:80", "[::1]:80/TCP → [fd00:10:96::7]:80"]);
     for spec in [json!({ "type": "NodePort" }), json!({ "loadBalancerClass": "x/y" }), json!({ "clusterIP": "" })] {
         assert_eq!(wanted(&service("web", spec)), []);
     }
@@ -179,9 +183,9 @@ async fn of_two_services_with_one_port_the_first_has_it() {
 async fn ports_are_added_and_removed_by_hand() {
     let world = World::new();
     assert!(world.is_open(8080), "the configuration's mapping");
-    let target = SocketAddrV4::new(Ipv4Addr::new(172, 18, 0, 2), 30000);
+    let target = SocketAddr::from(([172, 18, 0, 2], 30000));
     let forward =
-        |port| Forward { protocol: Protocol::Tcp, listen: SocketAddrV4::new(Ipv4Addr::LOCALHOST, port), target };
+        |port| Forward { protocol: Protocol::Tcp, listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), target };
     let listen = world.manager.open(forward(0)).unwrap();
     assert!(world.is_open(listen.port()));
     assert_eq!(

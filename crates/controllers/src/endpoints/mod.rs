@@ -15,7 +15,7 @@ use skiff_client::{Action, Controller, Informer, Informers, ObjectKey, self_mapp
 
 use crate::{
     Result, While as _,
-    endpointslice::{SubsetPort, ports_of, services_of},
+    endpointslice::{SubsetPort, address_of, address_types, ports_of, services_of},
     is_conflict, is_not_found, pods,
 };
 
@@ -50,13 +50,16 @@ pub(crate) async fn run(informers: Informers) {
         .await;
 }
 
-/// The subsets: pods that serve the same ports together, in the order of their addresses.
+/// The subsets: pods that serve the same ports together, in the order of their addresses, which are those of the
+/// Service's primary family.
 fn subsets(service: &Service, selected: &[Arc<Pod>]) -> Vec<EndpointSubset> {
     let publishes = service.spec.as_ref().and_then(|s| s.publish_not_ready_addresses).unwrap_or(false);
+    let families = address_types(service);
+    let family = families.first().map(String::as_str).unwrap_or_default();
     type Addresses = (Vec<EndpointAddress>, Vec<EndpointAddress>);
     let mut by_ports: BTreeMap<Vec<SubsetPort>, Addresses> = BTreeMap::new();
     for pod in selected {
-        let Some(ip) = pod.status.as_ref().and_then(|s| s.pod_ip.clone()).filter(|ip| !ip.is_empty()) else { continue };
+        let Some(ip) = address_of(pod, family) else { continue };
         if matches!(pods::phase(pod), "Succeeded" | "Failed")
             || (pod.metadata.deletion_timestamp.is_some() && !publishes)
         {

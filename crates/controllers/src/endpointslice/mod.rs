@@ -17,7 +17,7 @@ use kube::{
 };
 use skiff_client::{Action, Change, Controller, Informer, Informers, ObjectKey, self_mapper};
 
-pub(crate) use self::reconcile::{SubsetPort, ports_of};
+pub(crate) use self::reconcile::{SubsetPort, address_of, address_types, ports_of};
 use crate::{Result, While as _, is_conflict, is_not_found, pods};
 
 const WORKERS: usize = 5;

@@ -1,6 +1,6 @@
 //! Which slices there should be.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use k8s_openapi::{
     api::{
@@ -42,7 +42,7 @@ pub(super) fn same_for_services(old: &Pod, new: &Pod) -> bool {
             p.metadata.deletion_timestamp.is_some(),
             pods::is_ready(p),
             pods::phase(p).to_owned(),
-            p.status.as_ref().and_then(|s| s.pod_ip.clone()),
+            p.status.as_ref().map(|s| (s.pod_ip.clone(), s.pod_ips.clone())),
             p.spec.as_ref().and_then(|s| s.node_name.clone()),
         )
     };
@@ -81,9 +81,35 @@ pub(crate) fn ports_of(service: &Service, pod: &Pod) -> Vec<SubsetPort> {
     ports
 }
 
-fn endpoint(service: &Service, pod: &Pod, zone: &dyn Fn(&str) -> Option<String>) -> Option<Endpoint> {
+/// The address types of a Service's slices, the primary one first: those of its families.
+pub(crate) fn address_types(service: &Service) -> Vec<String> {
+    let spec = service.spec.as_ref();
+    match spec.and_then(|s| s.ip_families.clone()).filter(|families| !families.is_empty()) {
+        Some(families) => families,
+        // Of a time before there were families.
+        None => vec![if spec.and_then(|s| s.cluster_ip.as_deref()).is_some_and(|ip| ip.contains(':')) {
+            "IPv6".into()
+        } else {
+            "IPv4".into()
+        }],
+    }
+}
+
+/// The address of a pod that goes into slices of a type.
+pub(crate) fn address_of(pod: &Pod, address_type: &str) -> Option<String> {
     let status = pod.status.as_ref()?;
-    let ip = status.pod_ip.clone().filter(|ip| !ip.is_empty())?;
+    let listed = status.pod_ips.iter().flatten().map(|ip| &ip.ip);
+    let is_meant = |ip: &&String| ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6() == (address_type == "IPv6"));
+    listed.chain(&status.pod_ip).find(is_meant).cloned()
+}
+
+fn endpoint(
+    service: &Service,
+    pod: &Pod,
+    address_type: &str,
+    zone: &dyn Fn(&str) -> Option<String>,
+) -> Option<Endpoint> {
+    let ip = address_of(pod, address_type)?;
     if matches!(pods::phase(pod), "Succeeded" | "Failed") {
         return None;
     }
@@ -148,16 +174,37 @@ fn slice_ports(ports: &[SubsetPort]) -> Vec<EndpointPort> {
         .collect()
 }
 
-/// The changes that lead to the right slices; endpoints stay in the slice that they are in.
+/// The changes that lead to the right slices, those of each address type by themselves.
 pub(super) fn plan(
     service: &Service,
     selected: &[Arc<Pod>],
     existing: &[Arc<EndpointSlice>],
     zone: &dyn Fn(&str) -> Option<String>,
 ) -> Plan {
+    let types = address_types(service);
+    let mut plan = Plan::default();
+    for address_type in &types {
+        let existing: Vec<_> = existing.iter().filter(|s| s.address_type == *address_type).cloned().collect();
+        let of_type = plan_type(service, selected, &existing, address_type, zone);
+        plan.create.extend(of_type.create);
+        plan.update.extend(of_type.update);
+        plan.delete.extend(of_type.delete);
+    }
+    plan.delete.extend(existing.iter().filter(|s| !types.contains(&s.address_type)).cloned());
+    plan
+}
+
+/// The changes of one address type; endpoints stay in the slice that they are in.
+fn plan_type(
+    service: &Service,
+    selected: &[Arc<Pod>],
+    existing: &[Arc<EndpointSlice>],
+    address_type: &str,
+    zone: &dyn Fn(&str) -> Option<String>,
+) -> Plan {
     let mut wanted: BTreeMap<Vec<SubsetPort>, Vec<Endpoint>> = BTreeMap::new();
     for pod in selected {
-        if let Some(e) = endpoint(service, pod, zone) {
+        if let Some(e) = endpoint(service, pod, address_type, zone) {
             wanted.entry(ports_of(service, pod)).or_default().push(e);
         }
     }
@@ -210,7 +257,7 @@ pub(super) fn plan(
                     labels: Some(labels.clone()),
                     ..ObjectMeta::default()
                 },
-                address_type: "IPv4".into(),
+                address_type: address_type.to_owned(),
                 endpoints: Some(endpoints.drain(..n).collect()),
                 ports: Some(ports.clone()),
             });
@@ -290,6 +337,38 @@ mod tests {
         let none = plan(&s, &[], &existing, &|_| None);
         assert_eq!(none.update.len(), 1);
         assert!(none.update[0].endpoints.as_ref().unwrap().is_empty() && none.delete.is_empty());
+    }
+
+    #[test]
+    fn each_family_has_its_slices() {
+        let dual = |name: &str, ips: &[&str]| {
+            let mut pod = Pod::clone(&pod(name, ips[0], true));
+            let ips: Vec<_> = ips.iter().map(|ip| json!({"ip": ip})).collect();
+            pod.status.as_mut().unwrap().pod_ips = serde_json::from_value(json!(ips)).unwrap();
+            Arc::new(pod)
+        };
+        // A pod that has one of the families only is in the slices of that one.
+        let pods = [dual("a", &["10.0.0.1", "fd00::1"]), dual("b", &["10.0.0.2"])];
+        let service = |families: Value| service(json!({"ports": [{"port": 80}], "ipFamilies": families}));
+        let facts = |slice: &EndpointSlice| {
+            let addresses = slice.endpoints.iter().flatten().flat_map(|e| e.addresses.clone());
+            (slice.address_type.clone(), addresses.collect::<Vec<_>>())
+        };
+        let both = plan(&service(json!(["IPv4", "IPv6"])), &pods, &[], &|_| None);
+        let v4 = ("IPv4".to_owned(), vec!["10.0.0.1".to_owned(), "10.0.0.2".to_owned()]);
+        let v6 = ("IPv6".to_owned(), vec!["fd00::1".to_owned()]);
+        assert_eq!(both.create.iter().map(facts).collect::<Vec<_>>(), [v4, v6.clone()]);
+        let existing: Vec<_> =
+            both.create.iter().enumerate().map(|(i, s)| stored(s.clone(), &format!("s-{i}"))).collect();
+        let again = plan(&service(json!(["IPv4", "IPv6"])), &pods, &existing, &|_| None);
+        assert!(again.create.is_empty() && again.update.is_empty() && again.delete.is_empty(), "{again:?}");
+        // A family that is gone takes its slices along.
+        let one = plan(&service(json!(["IPv4"])), &pods, &existing, &|_| None);
+        assert!(one.create.is_empty() && one.update.is_empty());
+        assert_eq!(one.delete.iter().map(|s| facts(s)).collect::<Vec<_>>(), [v6]);
+        // Without pods each family says so.
+        let none = plan(&service(json!(["IPv6", "IPv4"])), &[], &[], &|_| None);
+        assert_eq!(none.create.iter().map(|s| s.address_type.as_str()).collect::<Vec<_>>(), ["IPv6", "IPv4"]);
     }
 
     #[test]

@@ -79,7 +79,8 @@ impl World {
             Route { destination: "10.100.0.0/16".parse().expect("a network"), hop: Hop::Link { link: loopback } };
         links.ensure_routes(&[route]).expect("a route");
         let pod_cidr = "10.128.0.0/9".parse().expect("a network");
-        let node = NodeInfo { name: "one".to_owned(), pod_cidr, service_cidr: None, zone: None };
+        let node =
+            NodeInfo { name: "one".to_owned(), pod_cidrs: vec![pod_cidr], service_cidrs: Vec::new(), zone: None };
         let enter = || {
             let mut proxy = Proxy::open(node).expect("nftables");
             proxy.apply((0..services).map(|n| service(n, ENDPOINTS))).expect("the rules are written");

@@ -11,7 +11,7 @@ use kube::{
     Api,
     api::{Patch, PatchParams, PostParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use skiff_client::EventType;
 use skiff_cri::v1;
 use tokio::{sync::watch, time::Instant};
@@ -182,9 +182,21 @@ fn differs(old: &NodeStatus, new: &NodeStatus) -> bool {
     without_heartbeats(old) != without_heartbeats(new)
 }
 
+/// The status as a strategic merge patch: lists without merge key are replaced, conditions and addresses are merged by
+/// type. Two addresses of one type would be one then, so that they replace the list.
+fn patch_of(status: &NodeStatus) -> Value {
+    let mut patch = json!(status);
+    if let Some(addresses) = patch["addresses"].as_array_mut() {
+        let repeats = addresses.iter().enumerate().any(|(i, a)| addresses[..i].iter().any(|b| a["type"] == b["type"]));
+        if repeats {
+            addresses.push(json!({"$patch": "replace"}));
+        }
+    }
+    patch
+}
+
 async fn send(nodes: &Api<Node>, config: &Config, status: &NodeStatus) -> Result<(), kube::Error> {
-    // Lists without merge key are replaced; conditions and addresses are merged by type.
-    let body = json!({"status": status});
+    let body = json!({"status": patch_of(status)});
     nodes.patch_status(&config.node_name, &PatchParams::default(), &Patch::Strategic(body)).await?;
     Ok(())
 }
@@ -220,12 +232,14 @@ async fn adopt(nodes: &Api<Node>, config: &Config) -> Result<NodeStatus, kube::E
     Ok(node.status.unwrap_or_default())
 }
 
-/// Tells the runtime the node's range of pod addresses, as soon as there is one.
+/// Tells the runtime the node's ranges of pod addresses, as soon as there are some.
 async fn pass_pod_cidr(kubelet: Arc<Kubelet>) {
     let mut changes = kubelet.node.subscribe();
     let mut passed = None;
     while let Some(change) = changes.recv().await {
-        let cidr = change.object().spec.as_ref().and_then(|s| s.pod_cidr.clone());
+        let spec = change.object().spec.as_ref();
+        let all = spec.and_then(|s| s.pod_cidrs.clone()).filter(|all| !all.is_empty());
+        let cidr = all.map(|all| all.join(",")).or_else(|| spec.and_then(|s| s.pod_cidr.clone()));
         if let Some(cidr) = cidr.filter(|c| passed.as_ref() != Some(c)) {
             match kubelet.runtime.update_pod_cidr(&cidr).await {
                 Ok(()) => passed = Some(cidr),
@@ -239,4 +253,23 @@ async fn pass_pod_cidr(kubelet: Arc<Kubelet>) {
 /// An informer's selector for this node alone.
 pub(crate) fn selector(name: &str) -> skiff_client::Selector {
     skiff_client::Selector::fields(format!("metadata.name={name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_addresses_of_one_type_are_no_merge() {
+        let status =
+            |addresses: Value| -> NodeStatus { serde_json::from_value(json!({"addresses": addresses})).unwrap() };
+        let address = |kind: &str, address: &str| json!({"type": kind, "address": address});
+        let single = json!([address("InternalIP", "10.0.0.1"), address("Hostname", "n")]);
+        assert_eq!(patch_of(&status(single.clone()))["addresses"], single);
+        let both =
+            json!([address("InternalIP", "10.0.0.1"), address("InternalIP", "fc00::1"), address("Hostname", "n")]);
+        let patch = patch_of(&status(both));
+        assert_eq!(patch["addresses"].as_array().map(Vec::len), Some(4));
+        assert_eq!(patch["addresses"][3], json!({"$patch": "replace"}));
+    }
 }

@@ -87,7 +87,7 @@ pub(super) fn labels(config: &Config) -> BTreeMap<String, String> {
 pub(super) fn node(config: &Config, status: NodeStatus) -> Node {
     let annotations = [
         ("volumes.kubernetes.io/controller-managed-attach-detach", "true"),
-        ("alpha.kubernetes.io/provided-node-ip", &config.node_ip.to_string()),
+        ("alpha.kubernetes.io/provided-node-ip", &config.host_ips().join(",")),
     ];
     Node {
         metadata: ObjectMeta {
@@ -131,10 +131,14 @@ pub(super) fn status(
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
     let port = config.server.as_ref().map_or(KUBELET_PORT, |s| s.listen.port());
     NodeStatus {
-        addresses: Some(vec![
-            address("InternalIP", ip_text(config.node_ip)),
-            address("Hostname", config.hostname.clone()),
-        ]),
+        addresses: Some(
+            config
+                .node_ips
+                .iter()
+                .map(|ip| address("InternalIP", ip_text(*ip)))
+                .chain([address("Hostname", config.hostname.clone())])
+                .collect(),
+        ),
         capacity: Some(capacity),
         allocatable: Some(allocatable),
         conditions: Some(conditions(facts, old, now)),

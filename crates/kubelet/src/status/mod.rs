@@ -41,7 +41,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) failure: Option<&'a Failure>,
     /// No container runs or will run any more.
     pub(crate) ended: bool,
-    pub(crate) host_ip: &'a str,
+    /// The node's addresses, the primary one first.
+    pub(crate) host_ips: &'a [String],
     /// When the kubelet first saw the pod.
     pub(crate) start_time: Timestamp,
     /// The status as it was computed or read last.
@@ -55,8 +56,8 @@ pub(crate) fn compute(inputs: &Inputs<'_>) -> PodStatus {
     let mut status = PodStatus {
         qos_class: Some(qos::class_of(pod).as_str().to_owned()),
         start_time: inputs.old.start_time.clone().or_else(|| Some(api_time(inputs.start_time))),
-        host_ip: Some(inputs.host_ip.to_owned()),
-        host_ips: Some(vec![HostIP { ip: inputs.host_ip.to_owned() }]),
+        host_ip: inputs.host_ips.first().cloned(),
+        host_ips: Some(inputs.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
         observed_generation: pod.metadata.generation,
         nominated_node_name: inputs.old.nominated_node_name.clone(),
         resource_claim_statuses: inputs.old.resource_claim_statuses.clone(),
@@ -89,7 +90,7 @@ pub(crate) fn compute(inputs: &Inputs<'_>) -> PodStatus {
 
 fn set_ips(status: &mut PodStatus, inputs: &Inputs<'_>) {
     let mut ips = match inputs.pod.host_network() {
-        true => vec![inputs.host_ip.to_owned()],
+        true => inputs.host_ips.to_vec(),
         false => inputs.observed.pod_ips(),
     };
     if ips.is_empty() {

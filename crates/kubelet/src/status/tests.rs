@@ -67,7 +67,7 @@ impl Case {
             probes: &|_| (true, self.ready),
             failure: None,
             ended: self.ended,
-            host_ip: "10.0.0.1",
+            host_ips: &["10.0.0.1".to_owned(), "fc00::1".to_owned()],
             start_time: Timestamp::UNIX_EPOCH,
             old: &self.old,
             now: Timestamp::from_second(second).unwrap(),

@@ -454,7 +454,7 @@ impl Context<'_> {
         items: &[k8s_openapi::api::core::v1::DownwardAPIVolumeFile],
         mode: Option<i32>,
     ) -> Result<Payload, String> {
-        let addresses = Addresses { pod_ips: Vec::new(), host_ip: self.kubelet.config.node_ip.to_string() };
+        let addresses = Addresses { pod_ips: Vec::new(), host_ips: self.kubelet.config.host_ips() };
         payload::downward(
             self.pod,
             items,

@@ -182,9 +182,14 @@ impl Worker {
     }
 
     fn pod_ip(&self) -> String {
+        self.pod_ips().into_iter().next().unwrap_or_default()
+    }
+
+    /// Those of the node in its network, else the pod's own, the primary one first.
+    fn pod_ips(&self) -> Vec<String> {
         match self.pod.host_network() {
-            true => self.kubelet.config.node_ip.to_string(),
-            false => self.observed.pod_ips().into_iter().next().unwrap_or_default(),
+            true => self.kubelet.config.host_ips(),
+            false => self.observed.pod_ips(),
         }
     }
 
@@ -194,7 +199,7 @@ impl Worker {
 
     /// Computes the status and has it sent if it changed.
     fn report(&mut self) {
-        let host_ip = self.kubelet.config.node_ip.to_string();
+        let host_ips = self.kubelet.config.host_ips();
         let status = status::compute(&status::Inputs {
             pod: &self.pod,
             observed: &self.observed,
@@ -202,7 +207,7 @@ impl Worker {
             probes: &|c| self.probing.get(c.id()).map_or((false, false), Probing::readiness),
             failure: self.failure.as_ref(),
             ended: self.ended,
-            host_ip: &host_ip,
+            host_ips: &host_ips,
             start_time: self.start_time,
             old: &self.status,
             now: self.kubelet.now(),

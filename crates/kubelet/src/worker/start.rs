@@ -222,11 +222,7 @@ impl Worker {
         if namespace != "default" {
             services.extend(kubelet.services.get("default", "kubernetes"));
         }
-        let pod_ips = match self.pod.host_network() {
-            true => vec![kubelet.config.node_ip.to_string()],
-            false => self.observed.pod_ips(),
-        };
-        let addresses = Addresses { pod_ips, host_ip: kubelet.config.node_ip.to_string() };
+        let addresses = Addresses { pod_ips: self.pod_ips(), host_ips: kubelet.config.host_ips() };
         let context = env::Context {
             sources: &sources,
             services: &services,

@@ -147,7 +147,7 @@ impl Worker {
             false => mains,
             true => running.into_iter().max_by_key(|c| role_of(c).map(|(i, _)| i)).into_iter().collect(),
         };
-        let pod_ip = self.pod_ip();
+        let (pod_ip, pod_ips) = (self.pod_ip(), self.pod_ips());
         for container in next {
             let known = self.stopping.deadlines.get(container.id()).copied();
             // A grace that was shortened meanwhile counts at once.
@@ -165,11 +165,12 @@ impl Worker {
             self.stopping.deadlines.insert(container.id().to_owned(), deadline);
             let (kubelet, pod) = (self.kubelet.clone(), self.pod.clone());
             let (id, pod_ip, handle) = (container.id().to_owned(), pod_ip.clone(), self.handle.clone());
+            let pod_ips = pod_ips.clone();
             let settles = known.is_none() && grace > 1 && serves(&self.pod);
             self.stopping.tasks.spawn(async move {
                 if settles {
                     let traffic = kubelet.config.traffic.clone();
-                    settle(traffic, &pod_ip, grace_of_pod).await;
+                    settle(traffic, &pod_ips, grace_of_pod).await;
                 }
                 stop_container(kubelet, pod, spec, id, pod_ip, left.max(1)).await;
                 handle.wake.notify_one();
@@ -256,11 +257,16 @@ fn serves(pod: &Pod) -> bool {
 }
 
 /// Waits until requests to the pod have ended, for a part of its grace.
-async fn settle(traffic: Option<Arc<dyn Traffic>>, pod_ip: &str, grace: Duration) {
-    if let (Some(traffic), Ok(address)) = (traffic, pod_ip.parse())
-        && tokio::time::timeout(LEAVE.min(grace / 4), traffic.left(address)).await.is_err()
-    {
-        tracing::debug!(pod_ip, "the pod ends though Services still lead to it");
+async fn settle(traffic: Option<Arc<dyn Traffic>>, pod_ips: &[String], grace: Duration) {
+    if let Some(traffic) = traffic {
+        let left = async {
+            for address in pod_ips.iter().filter_map(|ip| ip.parse().ok()) {
+                traffic.left(address).await;
+            }
+        };
+        if tokio::time::timeout(LEAVE.min(grace / 4), left).await.is_err() {
+            tracing::debug!(?pod_ips, "the pod ends though Services still lead to it");
+        }
     }
     tokio::time::sleep(SETTLE).await;
 }

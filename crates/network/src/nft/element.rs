@@ -1,4 +1,4 @@
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::{attr, comment_data};
 use crate::{
@@ -61,6 +61,18 @@ impl Key {
     pub fn ipv4(mut self, address: Ipv4Addr) -> Self {
         self.0.extend_from_slice(&address.octets());
         self
+    }
+
+    /// An address of either family.
+    #[must_use]
+    pub fn address(mut self, address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => self.ipv4(address),
+            IpAddr::V6(address) => {
+                self.0.extend_from_slice(&address.octets());
+                self
+            }
+        }
     }
 
     /// An IP protocol number.
@@ -130,8 +142,8 @@ impl Element {
     /// A range of addresses as the last field of a concatenated key.
     #[must_use]
     pub fn in_subnet(prefix: Key, range: Subnet) -> Self {
-        let last = prefix.clone().ipv4(range.last());
-        prefix.ipv4(range.base()).element().until(last)
+        let last = prefix.clone().address(range.last());
+        prefix.address(range.base()).element().until(last)
     }
 
     #[must_use]

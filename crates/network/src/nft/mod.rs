@@ -42,6 +42,27 @@ pub enum Family {
 }
 
 impl Family {
+    /// The family of an address.
+    pub fn of(address: std::net::IpAddr) -> Self {
+        if address.is_ipv4() { Self::Ip } else { Self::Ip6 }
+    }
+
+    /// An address in a key or value; of tables that see several families, IPv4's.
+    pub fn address(self) -> Field {
+        match self {
+            Self::Ip6 => Field::Ipv6,
+            _ => Field::Ipv4,
+        }
+    }
+
+    /// How many registers an address takes.
+    pub fn registers(self) -> u8 {
+        match self {
+            Self::Ip6 => 4,
+            _ => 1,
+        }
+    }
+
     pub(crate) fn number(self) -> u8 {
         let number = match self {
             Self::Ip => libc::NFPROTO_IPV4,

@@ -1,7 +1,8 @@
-use super::{Verdict, attr};
-use crate::netlink::Message;
+use super::{Family, Verdict, attr};
+use crate::{netlink::Message, subnet::octets};
 
-/// One of the sixteen 4-byte registers. A concatenated key is loaded into consecutive ones.
+/// One of the sixteen 4-byte registers. A concatenated key is loaded into consecutive ones; an IPv6 address takes
+/// four.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reg(pub u8);
 
@@ -69,6 +70,8 @@ pub enum DynsetOp {
 /// A rule: expressions that run one after the other until one does not match.
 #[derive(Clone)]
 pub struct Rule {
+    /// Of the packets' addresses.
+    family: Family,
     expressions: Message,
     pub(crate) comment: Option<String>,
 }
@@ -80,8 +83,14 @@ impl Default for Rule {
 }
 
 impl Rule {
+    /// A rule that sees IPv4 packets, or no addresses.
     pub fn new() -> Self {
-        Self { expressions: Message::fragment(), comment: None }
+        Self::of(Family::Ip)
+    }
+
+    /// A rule that sees packets of one family.
+    pub fn of(family: Family) -> Self {
+        Self { family, expressions: Message::fragment(), comment: None }
     }
 
     pub(crate) fn expressions(&self) -> &[u8] {
@@ -108,16 +117,24 @@ impl Rule {
         })
     }
 
-    /// Loads the IPv4 source address.
+    /// Loads the source address.
     #[must_use]
     pub fn saddr(self, reg: Reg) -> Self {
-        self.payload(reg, libc::NFT_PAYLOAD_NETWORK_HEADER, 12, 4)
+        let (offset, len) = if self.family == Family::Ip6 { (8, 16) } else { (12, 4) };
+        self.payload(reg, libc::NFT_PAYLOAD_NETWORK_HEADER, offset, len)
     }
 
-    /// Loads the IPv4 destination address.
+    /// Loads the destination address.
     #[must_use]
     pub fn daddr(self, reg: Reg) -> Self {
-        self.payload(reg, libc::NFT_PAYLOAD_NETWORK_HEADER, 16, 4)
+        let (offset, len) = if self.family == Family::Ip6 { (24, 16) } else { (16, 4) };
+        self.payload(reg, libc::NFT_PAYLOAD_NETWORK_HEADER, offset, len)
+    }
+
+    /// Loads the type of an ICMP message of either family.
+    #[must_use]
+    pub fn icmp_type(self, reg: Reg) -> Self {
+        self.payload(reg, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1)
     }
 
     /// Loads the destination port of TCP, UDP or SCTP. Load the protocol first: packets without ports
@@ -184,17 +201,18 @@ impl Rule {
     /// `reg = (reg & mask) ^ xor`, in host order.
     #[must_use]
     pub fn bitwise(self, reg: Reg, mask: u32, xor: u32) -> Self {
-        self.mask_bytes(reg, mask.to_ne_bytes(), xor.to_ne_bytes())
+        self.mask_bytes(reg, &mask.to_ne_bytes(), &xor.to_ne_bytes())
     }
 
-    fn mask_bytes(self, reg: Reg, mask: [u8; 4], xor: [u8; 4]) -> Self {
+    fn mask_bytes(self, reg: Reg, mask: &[u8], xor: &[u8]) -> Self {
+        let len = u32::try_from(mask.len()).unwrap_or_default();
         self.expression("bitwise", |m| {
-            m.be32(1, reg.number()).be32(2, reg.number()).be32(3, 4);
+            m.be32(1, reg.number()).be32(2, reg.number()).be32(3, len);
             m.nest(4, |data| {
-                data.bytes(attr::DATA_VALUE, &mask);
+                data.bytes(attr::DATA_VALUE, mask);
             });
             m.nest(5, |data| {
-                data.bytes(attr::DATA_VALUE, &xor);
+                data.bytes(attr::DATA_VALUE, xor);
             });
         })
     }
@@ -217,7 +235,8 @@ impl Rule {
     /// Goes on if the address in the register is (not) in the range; `reg` is overwritten.
     #[must_use]
     pub fn in_subnet(self, reg: Reg, op: Op, range: crate::Subnet) -> Self {
-        self.mask_bytes(reg, range.mask().octets(), [0; 4]).cmp(reg, op, &range.base().octets())
+        let (mask, base) = (octets(range.mask()), octets(range.base()));
+        self.mask_bytes(reg, &mask, &vec![0; mask.len()]).cmp(reg, op, &base)
     }
 
     /// Goes on if the packet is for an interface of this name, or a name with this prefix and `*`.
@@ -344,12 +363,13 @@ impl Rule {
         })
     }
 
-    /// Rewrites the destination to the IPv4 address and port in these registers.
+    /// Rewrites the destination to the address and port in these registers.
     #[must_use]
     pub fn dnat(self, address: Reg, port: Reg) -> Self {
+        let family = u32::from(self.family.number());
         self.expression("nat", |m| {
             m.be32(1, libc::NFT_NAT_DNAT.cast_unsigned())
-                .be32(2, libc::NFPROTO_IPV4.cast_unsigned())
+                .be32(2, family)
                 .be32(3, address.number())
                 .be32(5, port.number());
         })
@@ -376,9 +396,9 @@ impl Rule {
     /// Answers with ICMP "port unreachable".
     #[must_use]
     pub fn reject(self) -> Self {
-        const ICMP_PORT_UNREACHABLE: u8 = 3;
+        let port_unreachable = if self.family == Family::Ip6 { 4 } else { 3 };
         self.expression("reject", |m| {
-            m.be32(1, libc::NFT_REJECT_ICMP_UNREACH.cast_unsigned()).u8(2, ICMP_PORT_UNREACHABLE);
+            m.be32(1, libc::NFT_REJECT_ICMP_UNREACH.cast_unsigned()).u8(2, port_unreachable);
         })
     }
 

@@ -6,6 +6,7 @@ use crate::netlink::Message;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Field {
     Ipv4,
+    Ipv6,
     Protocol,
     Port,
     /// A 32-bit number in host order, shown like a mark.
@@ -16,6 +17,7 @@ impl Field {
     fn type_number(self) -> u32 {
         match self {
             Self::Ipv4 => 7,
+            Self::Ipv6 => 8,
             Self::Protocol => 12,
             Self::Port => 13,
             Self::Number => 19,
@@ -25,6 +27,7 @@ impl Field {
     fn len(self) -> u32 {
         match self {
             Self::Ipv4 | Self::Number => 4,
+            Self::Ipv6 => 16,
             Self::Protocol => 1,
             Self::Port => 2,
         }

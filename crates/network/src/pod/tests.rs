@@ -1,6 +1,6 @@
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
     time::Duration,
 };
@@ -22,7 +22,11 @@ impl Node {
 
     fn with_bridge_netfilter(name: &str, on: bool) -> Self {
         let namespace = NetNs::create().unwrap();
-        let set = || sysctl::set("net/bridge/bridge-nf-call-iptables", if on { "1" } else { "0" });
+        let value = if on { "1" } else { "0" };
+        let set = || {
+            sysctl::set("net/bridge/bridge-nf-call-iptables", value)?;
+            sysctl::set("net/bridge/bridge-nf-call-ip6tables", value)
+        };
         let set = namespace.run(set).unwrap();
         // The setting is absent where the kernel has no br_netfilter.
         assert!(set.is_ok() || !on, "{set:?}");
@@ -34,8 +38,8 @@ impl Node {
     fn open(namespace: &NetNs, data_dir: &std::path::Path) -> PodNetwork {
         let config = PodNetworkConfig {
             data_dir: data_dir.to_owned(),
-            masquerade_except: Some(vec!["10.0.0.0/8".parse().unwrap()]),
-            ..PodNetworkConfig::new("10.244.0.0/24".parse().unwrap())
+            masquerade_except: Some(vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()]),
+            ..PodNetworkConfig::new(vec!["10.244.0.0/24".parse().unwrap(), "fd00:10:244::/64".parse().unwrap()])
         };
         namespace.run(|| PodNetwork::open(config)).unwrap().unwrap()
     }
@@ -49,10 +53,10 @@ impl Drop for Node {
 
 /// Serves one connection after the other, answering with the client's address.
 fn serve(namespace: &NetNs, port: u16) -> std::thread::JoinHandle<()> {
-    let listener = namespace.run(|| TcpListener::bind(("0.0.0.0", port)).unwrap()).unwrap();
+    let listener = namespace.run(|| TcpListener::bind(("::", port)).unwrap()).unwrap();
     std::thread::spawn(move || {
         while let Ok((mut stream, peer)) = listener.accept() {
-            let _ = write!(stream, "{}", peer.ip());
+            let _ = write!(stream, "{}", peer.ip().to_canonical());
         }
     })
 }
@@ -65,8 +69,8 @@ fn ask(namespace: &NetNs, address: SocketAddr) -> std::io::Result<String> {
     Ok(answer)
 }
 
-fn at(address: Ipv4Addr, port: u16) -> SocketAddr {
-    SocketAddr::from((address, port))
+fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
+    SocketAddr::from((address.into(), port))
 }
 
 #[test]
@@ -86,15 +90,20 @@ fn reach(node: &Node) {
     let one = node.network.setup("pod-a", a.as_fd(), "eth0", &[]).unwrap();
     let port = HostPort { host_ip: None, host_port: 8080, container_port: 80, protocol: Protocol::Tcp };
     let two = node.network.setup("pod-b", b.as_fd(), "eth0", std::slice::from_ref(&port)).unwrap();
-    assert_ne!(one.address, two.address);
     serve(&b, 80);
-    // No address translation between pods, nor from the node.
-    assert_eq!(ask(&a, at(two.address, 80)).unwrap(), one.address.to_string());
-    assert_eq!(ask(&node.namespace, at(two.address, 80)).unwrap(), two.gateway.to_string());
-    // The host port: from another pod, from localhost, and from the pod itself.
-    assert_eq!(ask(&a, at(two.gateway, 8080)).unwrap(), one.address.to_string());
+    for (one, two) in one.ips.iter().zip(&two.ips) {
+        assert_ne!(one.address, two.address);
+        // No address translation between pods, nor from the node.
+        assert_eq!(ask(&a, at(two.address, 80)).unwrap(), one.address.to_string());
+        assert_eq!(ask(&node.namespace, at(two.address, 80)).unwrap(), two.gateway.to_string());
+        // The host port: from another pod, from the node, and from the pod itself.
+        assert_eq!(ask(&a, at(two.gateway, 8080)).unwrap(), one.address.to_string());
+        assert_eq!(ask(&node.namespace, at(two.gateway, 8080)).unwrap(), two.gateway.to_string());
+        assert_eq!(ask(&b, at(two.gateway, 8080)).unwrap(), two.gateway.to_string());
+    }
+    let (two, one) = (two.ips[0], one.ips[0]);
     assert_eq!(ask(&node.namespace, at(Ipv4Addr::LOCALHOST, 8080)).unwrap(), two.gateway.to_string());
-    assert_eq!(ask(&b, at(two.gateway, 8080)).unwrap(), two.gateway.to_string());
+    assert!(ask(&node.namespace, at(std::net::Ipv6Addr::LOCALHOST, 8080)).is_err());
     // Nobody else may have it, and a failed setup leaves nothing behind.
     let c = NetNs::create().unwrap();
     let taken = node.network.setup("pod-c", c.as_fd(), "eth0", std::slice::from_ref(&port)).unwrap_err();
@@ -141,13 +150,13 @@ fn udp_host_ports_answer_and_move() {
         node.network.setup(name, pod.as_fd(), "eth0", std::slice::from_ref(&port)).unwrap();
         let server = pod.run(|| UdpSocket::bind("0.0.0.0:53").unwrap()).unwrap();
         // The same client socket: without forgetting its flow it would go on to the first pod.
-        socket.send_to(b"?", at(from.gateway, 5353)).unwrap();
+        socket.send_to(b"?", at(from.ips[0].gateway, 5353)).unwrap();
         let mut buffer = [0; 16];
         server.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         let (_, peer) = server.recv_from(&mut buffer).unwrap();
         server.send_to(name.as_bytes(), peer).unwrap();
         let (len, source) = socket.recv_from(&mut buffer).unwrap();
-        assert_eq!(source, at(from.gateway, 5353));
+        assert_eq!(source, at(from.ips[0].gateway, 5353));
         answers.push(String::from_utf8_lossy(&buffer[..len]).into_owned());
         node.network.teardown(name, "eth0").unwrap();
     }
@@ -158,12 +167,13 @@ fn udp_host_ports_answer_and_move() {
 fn pods_started_at_once_get_different_addresses() {
     let node = Node::new("many");
     let pods: Vec<NetNs> = (0..20).map(|_| NetNs::create().unwrap()).collect();
-    let addresses: HashSet<Ipv4Addr> = std::thread::scope(|scope| {
+    let addresses: HashSet<IpAddr> = std::thread::scope(|scope| {
         let setups: Vec<_> = (0..20)
             .zip(&pods)
             .map(|(n, pod)| {
                 let network = &node.network;
-                scope.spawn(move || network.setup(&format!("pod-{n}"), pod.as_fd(), "eth0", &[]).unwrap().address)
+                scope
+                    .spawn(move || network.setup(&format!("pod-{n}"), pod.as_fd(), "eth0", &[]).unwrap().ips[1].address)
             })
             .collect();
         setups.into_iter().map(|setup| setup.join().unwrap()).collect()

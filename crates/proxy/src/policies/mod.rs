@@ -42,21 +42,29 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 pub struct Policies {
     node: String,
     socket: Socket,
+    planes: Vec<Plane>,
+}
+
+/// The rules of one address family.
+#[derive(Debug)]
+struct Plane {
+    family: Family,
     written: Written,
     /// The kernel has our table, and what we believe to be in it.
     in_step: bool,
 }
 
 impl Policies {
-    /// Writes nothing yet.
-    pub fn open(node: impl Into<String>) -> Result<Self, ProxyError> {
-        Ok(Self { node: node.into(), socket: nft::socket()?, written: Written::default(), in_step: false })
+    /// Writes nothing yet. `families`: those that pods have addresses of.
+    pub fn open(node: impl Into<String>, families: &[Family]) -> Result<Self, ProxyError> {
+        let plane = |family: &Family| Plane { family: *family, written: Written::default(), in_step: false };
+        Ok(Self { node: node.into(), socket: nft::socket()?, planes: families.iter().map(plane).collect() })
     }
 
-    /// Brings the rules in line, in one atomic batch.
+    /// Brings the rules in line, in one atomic batch for each family.
     ///
     /// # Errors
-    /// The rules stay as they were; the next call writes everything anew.
+    /// The rules of the family stay as they were; the next call writes everything anew.
     pub fn apply(
         &mut self,
         policies: &[Arc<NetworkPolicy>],
@@ -66,33 +74,42 @@ impl Policies {
         if policies.is_empty() {
             return self.remove();
         }
-        let wanted = wanted(&self.node, policies, pods, namespaces);
-        if self.in_step && self.written.is(&wanted) {
-            return Ok(());
+        for plane in &mut self.planes {
+            let wanted = wanted(plane.family, &self.node, policies, pods, namespaces);
+            if plane.in_step && plane.written.is(&wanted) {
+                continue;
+            }
+            let mut batch = table::batch(plane.family);
+            let written = std::mem::take(&mut plane.written).write(plane.family, wanted, plane.in_step, &mut batch);
+            plane.in_step = false;
+            batch.commit(&mut self.socket)?;
+            plane.written = written;
+            plane.in_step = true;
         }
-        let mut batch = table::batch();
-        let written = std::mem::take(&mut self.written).write(wanted, self.in_step, &mut batch);
-        self.in_step = false;
-        batch.commit(&mut self.socket)?;
-        self.written = written;
-        self.in_step = true;
         Ok(())
     }
 
-    /// Whether the table is still there. If it is not, the next [`apply`](Self::apply) writes it.
+    /// Whether the tables are still there. If they are not, the next [`apply`](Self::apply) writes them.
     pub fn check(&mut self) -> Result<bool, ProxyError> {
-        let tables = nft::tables(&mut self.socket, Family::Ip)?;
-        self.in_step &= tables.iter().any(|name| name == table::TABLE);
-        Ok(self.in_step)
+        let mut intact = true;
+        for plane in &mut self.planes {
+            let tables = nft::tables(&mut self.socket, plane.family)?;
+            plane.in_step &= tables.iter().any(|name| name == table::TABLE);
+            intact &= plane.in_step;
+        }
+        Ok(intact)
     }
 
     /// Removes all rules.
     pub fn remove(&mut self) -> Result<(), ProxyError> {
-        self.in_step = false;
-        self.written = Written::default();
-        let mut batch = table::batch();
-        batch.delete_table();
-        Ok(batch.commit(&mut self.socket)?)
+        for plane in &mut self.planes {
+            plane.in_step = false;
+            plane.written = Written::default();
+            let mut batch = table::batch(plane.family);
+            batch.delete_table();
+            batch.commit(&mut self.socket)?;
+        }
+        Ok(())
     }
 }
 

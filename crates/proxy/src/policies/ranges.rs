@@ -3,19 +3,43 @@
 //! The kernel's sets take ranges in every field of a key but refuse elements that overlap. So what several
 //! rules allow is cut into pieces that do not, each of which allows what any of the rules does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
-use skiff_network::Subnet;
+use skiff_network::{Subnet, nft::Family};
 
-/// First and last address.
-pub(super) type Addresses = (u32, u32);
+/// First and last address, as numbers; of which family, those who have them know.
+pub(super) type Addresses = (u128, u128);
 
-/// Every address there is.
-pub(super) const EVERYWHERE: Addresses = (0, u32::MAX);
+/// Every address of a family.
+pub(super) fn everywhere(family: Family) -> Addresses {
+    match family {
+        Family::Ip6 => (0, u128::MAX),
+        _ => (0, u32::MAX.into()),
+    }
+}
 
 /// The addresses of a range.
 pub(super) fn addresses_of(range: Subnet) -> Addresses {
-    (range.base().to_bits(), range.last().to_bits())
+    (number_of(range.base()), number_of(range.last()))
+}
+
+pub(super) fn number_of(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_bits().into(),
+        IpAddr::V6(address) => address.to_bits(),
+    }
+}
+
+/// The other way round.
+pub(super) fn address_of(family: Family, number: u128) -> IpAddr {
+    match family {
+        Family::Ip6 => Ipv6Addr::from_bits(number).into(),
+        // Numbers of this family come from its addresses.
+        _ => Ipv4Addr::from_bits(u32::try_from(number).unwrap_or(u32::MAX)).into(),
+    }
 }
 
 /// What is left of a range without these.
@@ -111,16 +135,19 @@ impl Allowed {
     /// The same in pieces that do not overlap.
     pub(super) fn pieces(&self) -> BTreeSet<Piece> {
         let claims: Vec<(&Addresses, &Ports)> = self.0.iter().collect();
-        // At which address which claims begin, and where they have ended.
-        let mut edges: BTreeMap<u64, (Vec<usize>, Vec<usize>)> = BTreeMap::new();
+        // At which address which claims begin, and where they have ended. `None`, behind every address: after the last
+        // one there is.
+        let edge = |address: Option<u128>| (address.is_none(), address.unwrap_or_default());
+        type Claims = Vec<usize>;
+        let mut edges: BTreeMap<(bool, u128), (Claims, Claims)> = BTreeMap::new();
         for (index, ((first, last), _)) in claims.iter().enumerate() {
-            edges.entry(u64::from(*first)).or_default().0.push(index);
-            edges.entry(u64::from(*last) + 1).or_default().1.push(index);
+            edges.entry(edge(Some(*first))).or_default().0.push(index);
+            edges.entry(edge(last.checked_add(1))).or_default().1.push(index);
         }
         let mut segments: Vec<(Addresses, Ports)> = Vec::new();
         let mut active: BTreeSet<usize> = BTreeSet::new();
-        let ends: Vec<u64> = edges.keys().skip(1).copied().collect();
-        for ((start, (begun, ended)), end) in edges.iter().zip(ends) {
+        let ends: Vec<(bool, u128)> = edges.keys().skip(1).copied().collect();
+        for (((_, start), (begun, ended)), (_, end)) in edges.iter().zip(ends) {
             active.retain(|index| !ended.contains(index));
             active.extend(begun);
             if active.is_empty() {
@@ -131,11 +158,11 @@ impl Allowed {
             if ports.all {
                 ports = Ports::all();
             }
-            let last = |address: u64| u32::try_from(address - 1).unwrap_or(u32::MAX);
-            let first = u32::try_from(*start).unwrap_or(u32::MAX);
+            // One before the end, also where that is behind every address.
+            let last = end.wrapping_sub(1);
             match segments.last_mut() {
-                Some((before, same)) if u64::from(before.1) + 1 == *start && *same == ports => before.1 = last(end),
-                _ => segments.push(((first, last(end)), ports)),
+                Some((before, same)) if before.1.wrapping_add(1) == *start && *same == ports => before.1 = last,
+                _ => segments.push(((*start, last), ports)),
             }
         }
         let pieces = |(addresses, ports): (Addresses, Ports)| {
@@ -153,7 +180,7 @@ mod tests {
     fn ranges_without_others() {
         assert_eq!(without((10, 20), &[(12, 13), (20, 30)]), [(10, 11), (14, 19)]);
         assert_eq!(without((10, 20), &[(0, 100)]), []);
-        assert_eq!(without(EVERYWHERE, &[(0, 9), (u32::MAX, u32::MAX)]), [(10, u32::MAX - 1)]);
+        assert_eq!(without(everywhere(Family::Ip6), &[(0, 9), (u128::MAX, u128::MAX)]), [(10, u128::MAX - 1)]);
         assert_eq!(without((10, 20), &[(30, 40)]), [(10, 20)]);
     }
 
@@ -179,7 +206,7 @@ mod tests {
         allowed.add((15, 30), &tcp(81));
         allowed.add((40, 40), &tcp(80));
         allowed.add((41, 41), &tcp(80));
-        allowed.add((u32::MAX, u32::MAX), &tcp(9));
+        allowed.add((u128::MAX, u128::MAX), &tcp(9));
         let piece = |addresses, ports| Piece { addresses, protocols: (6, 6), ports };
         let expected = [
             piece((10, 14), (80, 80)),
@@ -187,8 +214,21 @@ mod tests {
             piece((16, 20), (80, 81)),
             piece((21, 30), (81, 81)),
             piece((40, 41), (80, 80)),
-            piece((u32::MAX, u32::MAX), (9, 9)),
+            piece((u128::MAX, u128::MAX), (9, 9)),
         ];
         assert_eq!(allowed.pieces().into_iter().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn all_addresses_of_a_family_are_one_piece() {
+        for family in [Family::Ip, Family::Ip6] {
+            let mut allowed = Allowed::default();
+            allowed.add(everywhere(family), &Ports::all());
+            allowed.add((7, 7), &Ports::all());
+            let pieces: Vec<Piece> = allowed.pieces().into_iter().collect();
+            assert_eq!((pieces.len(), pieces[0].addresses), (1, everywhere(family)));
+            let (_, last) = everywhere(family);
+            assert_eq!(number_of(address_of(family, last)), last);
+        }
     }
 }

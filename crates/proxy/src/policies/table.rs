@@ -1,4 +1,4 @@
-//! The nftables table of policies, and how it gets from one state to the next.
+//! The nftables table of policies of an address family, and how it gets from one state to the next.
 //!
 //! ```text
 //! forward: known connection, or to itself ──▶ accept
@@ -11,7 +11,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use skiff_network::nft::{
@@ -19,7 +19,7 @@ use skiff_network::nft::{
 };
 
 use super::{
-    ranges::Piece,
+    ranges::{Piece, address_of},
     wanted::{Direction, Group, Wanted},
 };
 
@@ -52,49 +52,51 @@ fn name_of(group: &Group, number: u32) -> String {
     }
 }
 
-fn element(piece: &Piece) -> Element {
-    let key =
-        |address: u32, protocol, port| Key::new().ipv4(Ipv4Addr::from_bits(address)).protocol(protocol).port(port);
+fn element(family: Family, piece: &Piece) -> Element {
+    let key = |number, protocol, port| Key::new().address(address_of(family, number)).protocol(protocol).port(port);
     let last = key(piece.addresses.1, piece.protocols.1, piece.ports.1);
     key(piece.addresses.0, piece.protocols.0, piece.ports.0).element().until(last)
 }
 
-fn write_group(batch: &mut Batch, name: &str, direction: Direction) {
-    batch.add_set(&Set::plain(name, &[Field::Ipv4, Field::Protocol, Field::Port]).interval());
+fn write_group(batch: &mut Batch, family: Family, name: &str, direction: Direction) {
+    batch.add_set(&Set::plain(name, &[family.address(), Field::Protocol, Field::Port]).interval());
     batch.add_chain(name);
     let peer = match direction {
-        Direction::Ingress => Rule::new().saddr(Reg(0)),
-        Direction::Egress => Rule::new().daddr(Reg(0)),
+        Direction::Ingress => Rule::of(family).saddr(Reg(0)),
+        Direction::Egress => Rule::of(family).daddr(Reg(0)),
     };
-    batch.add_rule(name, peer.l4proto(Reg(1)).dport(Reg(2)).lookup(Reg(0), name).verdict(Verdict::Return));
+    let after = family.registers();
+    let peer = peer.l4proto(Reg(after)).dport(Reg(after + 1));
+    batch.add_rule(name, peer.lookup(Reg(0), name).verdict(Verdict::Return));
     batch.add_rule(name, Rule::new().verdict(Verdict::Drop));
 }
 
-fn write_skeleton(batch: &mut Batch) {
+fn write_skeleton(batch: &mut Batch, family: Family) {
+    let rule = || Rule::of(family);
     batch.delete_table().add_table();
-    batch.add_set(&Set::plain(SELVES, &[Field::Ipv4, Field::Ipv4]));
+    batch.add_set(&Set::plain(SELVES, &[family.address(), family.address()]));
     for direction in [Direction::Egress, Direction::Ingress] {
-        batch.add_set(&Set::vmap(pods_map(direction), &[Field::Ipv4]));
+        batch.add_set(&Set::vmap(pods_map(direction), &[family.address()]));
     }
     let name = "forward";
     batch.add_base_chain(name, BaseChain { kind: ChainKind::Filter, hook: Hook::Forward, priority: PRIORITY });
-    let known = Rule::new().ct_state(Reg(0), ct_state::ESTABLISHED | ct_state::RELATED);
+    let known = rule().ct_state(Reg(0), ct_state::ESTABLISHED | ct_state::RELATED);
     batch.add_rule(name, known.verdict(Verdict::Accept));
-    let itself = Rule::new().saddr(Reg(0)).daddr(Reg(1)).lookup(Reg(0), SELVES);
+    let itself = rule().saddr(Reg(0)).daddr(Reg(family.registers())).lookup(Reg(0), SELVES);
     batch.add_rule(name, itself.verdict(Verdict::Accept).comment("no pod can be kept from itself"));
-    batch.add_rule(name, Rule::new().saddr(Reg(0)).vmap(Reg(0), pods_map(Direction::Egress)));
-    batch.add_rule(name, Rule::new().daddr(Reg(0)).vmap(Reg(0), pods_map(Direction::Ingress)));
+    batch.add_rule(name, rule().saddr(Reg(0)).vmap(Reg(0), pods_map(Direction::Egress)));
+    batch.add_rule(name, rule().daddr(Reg(0)).vmap(Reg(0), pods_map(Direction::Ingress)));
 }
 
-fn selves(wanted: &Wanted) -> BTreeSet<Ipv4Addr> {
+fn selves(wanted: &Wanted) -> BTreeSet<IpAddr> {
     wanted.pods.keys().map(|(_, address)| *address).collect()
 }
 
 impl Written {
     /// Writes what leads from here to there. The table is made anew unless `in_step`.
-    pub(super) fn write(mut self, wanted: Wanted, in_step: bool, batch: &mut Batch) -> Self {
+    pub(super) fn write(mut self, family: Family, wanted: Wanted, in_step: bool, batch: &mut Batch) -> Self {
         if !in_step {
-            write_skeleton(batch);
+            write_skeleton(batch, family);
             self = Self::default();
         }
         let gone: Vec<(Group, u32)> = self
@@ -110,14 +112,14 @@ impl Written {
                     self.last_number = self.last_number.wrapping_add(1);
                     self.numbers.insert(group.clone(), self.last_number);
                     let name = name_of(group, self.last_number);
-                    write_group(batch, &name, group.direction);
+                    write_group(batch, family, &name, group.direction);
                     name
                 }
             };
             let none = BTreeSet::new();
             let before = self.wanted.groups.get(group).unwrap_or(&none);
-            batch.delete_elements(&name, before.difference(pieces).map(element));
-            batch.add_elements(&name, pieces.difference(before).map(element));
+            batch.delete_elements(&name, before.difference(pieces).map(|piece| element(family, piece)));
+            batch.add_elements(&name, pieces.difference(before).map(|piece| element(family, piece)));
         }
         self.write_pods(&wanted, batch);
         for (group, number) in gone {
@@ -131,12 +133,12 @@ impl Written {
 
     fn write_pods(&self, wanted: &Wanted, batch: &mut Batch) {
         for direction in [Direction::Ingress, Direction::Egress] {
-            let verdicts = |pods: &BTreeMap<(Direction, Ipv4Addr), Group>, other: &Wanted| -> Vec<Element> {
+            let verdicts = |pods: &BTreeMap<(Direction, IpAddr), Group>, other: &Wanted| -> Vec<Element> {
                 let changed =
                     pods.iter().filter(|(key, group)| key.0 == direction && other.pods.get(*key) != Some(*group));
-                let verdict = |(key, group): (&(Direction, Ipv4Addr), &Group)| {
+                let verdict = |(key, group): (&(Direction, IpAddr), &Group)| {
                     let number = self.numbers.get(group)?;
-                    Some(Key::new().ipv4(key.1).verdict(Verdict::Jump(name_of(group, *number))))
+                    Some(Key::new().address(key.1).verdict(Verdict::Jump(name_of(group, *number))))
                 };
                 changed.filter_map(verdict).collect()
             };
@@ -144,7 +146,7 @@ impl Written {
             batch.add_elements(pods_map(direction), verdicts(&wanted.pods, &self.wanted));
         }
         let (before, after) = (selves(&self.wanted), selves(wanted));
-        let pair = |address: &Ipv4Addr| Key::new().ipv4(*address).ipv4(*address).element();
+        let pair = |address: &IpAddr| Key::new().address(*address).address(*address).element();
         batch.delete_elements(SELVES, before.difference(&after).map(pair));
         batch.add_elements(SELVES, after.difference(&before).map(pair));
     }
@@ -155,7 +157,7 @@ impl Written {
     }
 }
 
-/// A batch for this table.
-pub(super) fn batch() -> Batch {
-    Batch::new(Family::Ip, TABLE)
+/// A batch for the table of a family.
+pub(super) fn batch(family: Family) -> Batch {
+    Batch::new(family, TABLE)
 }

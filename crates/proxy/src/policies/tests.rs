@@ -2,7 +2,7 @@
 
 use std::{
     io::Read,
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd,
 };
 
@@ -18,11 +18,13 @@ const PATIENCE: Duration = Duration::from_millis(250);
 
 struct Guest {
     namespace: NetNs,
-    address: Ipv4Addr,
+    /// The one that is asked for.
+    address: IpAddr,
     object: Arc<Pod>,
 }
 
 struct World {
+    family: Family,
     node: NetNs,
     network: PodNetwork,
     policies: Policies,
@@ -36,15 +38,18 @@ fn object<T: k8s_openapi::serde::de::DeserializeOwned>(value: Value) -> Arc<T> {
 }
 
 impl World {
-    fn new() -> Self {
+    /// Pods have addresses of both families; it is this one that is looked at.
+    fn new(family: Family) -> Self {
         let node = NetNs::create().unwrap();
         let data = tempfile::tempdir().unwrap();
-        let pods: Subnet = "10.244.0.0/24".parse().unwrap();
+        let pods: Vec<Subnet> = ["10.244.0.0/24", "fd00:10:244::/64"].map(|range| range.parse().unwrap()).into();
         let config = PodNetworkConfig { data_dir: data.path().join("ipam"), ..PodNetworkConfig::new(pods) };
         let (network, policies) = node
             .run(|| {
-                sysctl::set("net/bridge/bridge-nf-call-iptables", "0").unwrap();
-                (PodNetwork::open(config).unwrap(), Policies::open("one").unwrap())
+                for rules in ["iptables", "ip6tables"] {
+                    sysctl::set(&format!("net/bridge/bridge-nf-call-{rules}"), "0").unwrap();
+                }
+                (PodNetwork::open(config).unwrap(), Policies::open("one", &[Family::Ip, Family::Ip6]).unwrap())
             })
             .unwrap();
         let namespace = |name: &str, tenant: &str| {
@@ -53,23 +58,25 @@ impl World {
             )
         };
         let namespaces = vec![namespace("a", "alpha"), namespace("b", "beta")];
-        Self { node, network, policies, namespaces, guests: Vec::new(), _data: data }
+        Self { family, node, network, policies, namespaces, guests: Vec::new(), _data: data }
     }
 
     /// A pod that answers on 8080 (named "web") and 9090.
     fn pod(&mut self, namespace: &str, app: &str) -> usize {
         let netns = NetNs::create().unwrap();
         let name = format!("{namespace}-{app}");
-        let address = self.network.setup(&name, netns.as_fd(), "eth0", &[]).unwrap().address;
+        let ips = self.network.setup(&name, netns.as_fd(), "eth0", &[]).unwrap().ips;
+        let address = ips.iter().find(|ip| Family::of(ip.address) == self.family).unwrap().address;
+        let all: Vec<Value> = ips.iter().map(|ip| json!({"ip": ip.address})).collect();
         for port in [8080, 9090] {
-            let listener = netns.run(|| TcpListener::bind(("0.0.0.0", port)).unwrap()).unwrap();
+            let listener = netns.run(|| TcpListener::bind(("::", port)).unwrap()).unwrap();
             std::thread::spawn(move || while listener.accept().is_ok() {});
         }
         let object = object(json!({
             "metadata": {"namespace": namespace, "name": app, "labels": {"app": app}},
             "spec": {"nodeName": "one", "containers": [
                 {"name": "c", "ports": [{"name": "web", "containerPort": 8080}]}]},
-            "status": {"phase": "Running", "podIP": address},
+            "status": {"phase": "Running", "podIP": ips[0].address, "podIPs": all},
         }));
         self.guests.push(Guest { namespace: netns, address, object });
         self.guests.len() - 1
@@ -91,13 +98,22 @@ impl World {
     }
 }
 
-fn connects(from: &NetNs, address: Ipv4Addr, port: u16) -> bool {
+fn connects(from: &NetNs, address: IpAddr, port: u16) -> bool {
     from.run(|| TcpStream::connect_timeout(&SocketAddr::from((address, port)), PATIENCE)).unwrap().is_ok()
 }
 
 #[test]
 fn ingress_by_labels_ports_and_names() {
-    let mut world = World::new();
+    ingress_by_labels_ports_and_names_in(Family::Ip);
+}
+
+#[test]
+fn ingress_by_labels_ports_and_names_of_ipv6() {
+    ingress_by_labels_ports_and_names_in(Family::Ip6);
+}
+
+fn ingress_by_labels_ports_and_names_in(family: Family) {
+    let mut world = World::new(family);
     let (front, back, other) = (world.pod("a", "frontend"), world.pod("a", "backend"), world.pod("b", "frontend"));
     let open = |world: &World| [front, other].map(|from| [8080, 9090].map(|port| world.reaches(from, back, port)));
     assert_eq!(open(&world), [[true; 2]; 2]);
@@ -134,7 +150,16 @@ fn ingress_by_labels_ports_and_names() {
 
 #[test]
 fn egress_blocks_and_default_deny() {
-    let mut world = World::new();
+    egress_blocks_and_default_deny_in(Family::Ip);
+}
+
+#[test]
+fn egress_blocks_and_default_deny_of_ipv6() {
+    egress_blocks_and_default_deny_in(Family::Ip6);
+}
+
+fn egress_blocks_and_default_deny_in(family: Family) {
+    let mut world = World::new(family);
     let (api, db, other) = (world.pod("a", "api"), world.pod("a", "db"), world.pod("b", "db"));
     let reached = |world: &World| [db, other].map(|to| [8080, 9090].map(|port| world.reaches(api, to, port)));
     let deny = json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]});
@@ -153,8 +178,11 @@ fn egress_blocks_and_default_deny() {
     world.enforce(&[deny, rule(to_db, json!([{"port": 9090}]))]);
     assert_eq!(reached(&world), [[false; 2]; 2]);
     // All but one address; overlapping with a rule for that one.
-    let except = format!("{}/32", world.guests[other].address);
-    let block = rule(json!([{"ipBlock": {"cidr": "10.244.0.0/16", "except": [except]}}]), json!([]));
+    let except = Subnet::host(world.guests[other].address);
+    let all = if family == Family::Ip { "10.244.0.0/16" } else { "fd00:10:244::/56" };
+    let foreign = if family == Family::Ip { "::/0" } else { "0.0.0.0/0" };
+    let blocks = json!([{"ipBlock": {"cidr": foreign}}, {"ipBlock": {"cidr": all, "except": [except]}}]);
+    let block = rule(blocks, json!([]));
     world.enforce(std::slice::from_ref(&block));
     assert_eq!(reached(&world), [[true, true], [false, false]]);
     let one = rule(json!([{"ipBlock": {"cidr": except}}, {"namespaceSelector": {}}]), json!([{"port": 8080}]));
@@ -164,10 +192,19 @@ fn egress_blocks_and_default_deny() {
 
 #[test]
 fn what_is_established_goes_on() {
-    let mut world = World::new();
+    what_is_established_goes_on_in(Family::Ip);
+}
+
+#[test]
+fn what_is_established_goes_on_of_ipv6() {
+    what_is_established_goes_on_in(Family::Ip6);
+}
+
+fn what_is_established_goes_on_in(family: Family) {
+    let mut world = World::new(family);
     let (client, server) = (world.pod("a", "client"), world.pod("b", "server"));
     let target = SocketAddr::from((world.guests[server].address, 7070));
-    let listener = world.guests[server].namespace.run(|| TcpListener::bind("0.0.0.0:7070").unwrap()).unwrap();
+    let listener = world.guests[server].namespace.run(|| TcpListener::bind("[::]:7070").unwrap()).unwrap();
     let stream = world.guests[client].namespace.run(|| TcpStream::connect(target).unwrap()).unwrap();
     let (mut accepted, _) = listener.accept().unwrap();
     world.enforce(&[json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]})]);
@@ -191,17 +228,18 @@ fn a_peer_more_is_an_element_more() {
         "podSelector": {"matchLabels": {"app": "db"}},
         "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "web"}}}], "ports": [{"port": 1}]}]}}))];
     let pods: Vec<Arc<Pod>> = (0..100).map(pod).collect();
-    let mut batch = table::batch();
-    let written = Written::default().write(wanted("one", &policies, &pods[..99], &[]), false, &mut batch);
-    let mut change = table::batch();
-    written.write(wanted("one", &policies, &pods, &[]), true, &mut change);
+    let mut batch = table::batch(Family::Ip);
+    let written =
+        Written::default().write(Family::Ip, wanted(Family::Ip, "one", &policies, &pods[..99], &[]), false, &mut batch);
+    let mut change = table::batch(Family::Ip);
+    written.write(Family::Ip, wanted(Family::Ip, "one", &policies, &pods, &[]), true, &mut change);
     assert!(change.size() < 400 && batch.size() > 4000, "{} {}", change.size(), batch.size());
 }
 
 #[tokio::test]
 async fn rules_follow_the_api() {
     let node = NetNs::create().unwrap();
-    let policies = node.run(|| Policies::open("one").unwrap()).unwrap();
+    let policies = node.run(|| Policies::open("one", &[Family::Ip]).unwrap()).unwrap();
     let client = FakeApi::new().client();
     let task = tokio::spawn(follow_policies(policies, Informers::new(client.clone())));
     let mut socket = nft::socket_in(node.as_fd()).unwrap();

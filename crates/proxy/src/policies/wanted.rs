@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -17,9 +17,9 @@ use k8s_openapi::{
     apimachinery::pkg::{apis::meta::v1, util::intstr::IntOrString},
 };
 use skiff_api::selector::LabelSelector;
-use skiff_network::{Subnet, hostport::Protocol};
+use skiff_network::{Subnet, hostport::Protocol, nft::Family};
 
-use super::ranges::{Addresses, Allowed, EVERYWHERE, Piece, Ports, addresses_of, without};
+use super::ranges::{Addresses, Allowed, Piece, Ports, addresses_of, everywhere, number_of, without};
 
 /// Seen from a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,11 +40,11 @@ pub(super) struct Group {
 
 type NamedPort = (u8, String);
 
-/// What is to be enforced on this node.
+/// What is to be enforced on this node, in one address family.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
     /// By address of a pod of this node. Pods without an entry are free.
-    pub(super) pods: BTreeMap<(Direction, Ipv4Addr), Group>,
+    pub(super) pods: BTreeMap<(Direction, IpAddr), Group>,
     /// Of every group, whom and what it allows; everything else is dropped.
     pub(super) groups: BTreeMap<Group, BTreeSet<Piece>>,
 }
@@ -54,7 +54,7 @@ type Labels = BTreeMap<String, String>;
 /// A pod with an address of its own.
 #[derive(Debug)]
 struct PodFacts<'a> {
-    address: Ipv4Addr,
+    address: IpAddr,
     namespace: &'a str,
     labels: Option<&'a Labels>,
     ports: Vec<(NamedPort, u16)>,
@@ -63,21 +63,21 @@ struct PodFacts<'a> {
 
 /// What of a pod matters here; changes of anything else are no news.
 pub(super) fn facts_differ(old: &Pod, new: &Pod) -> bool {
-    let address = |pod: &Pod| (address_of(pod), pod.spec.as_ref().and_then(|spec| spec.node_name.clone()));
-    old.metadata.labels != new.metadata.labels || address(old) != address(new)
+    let addresses = |pod: &Pod| (addresses_of_pod(pod), pod.spec.as_ref().and_then(|spec| spec.node_name.clone()));
+    old.metadata.labels != new.metadata.labels || addresses(old) != addresses(new)
 }
 
-/// The address of a pod that is neither over nor in its node's network.
-fn address_of(pod: &Pod) -> Option<Ipv4Addr> {
-    let status = pod.status.as_ref()?;
-    if pod.spec.as_ref()?.host_network == Some(true) || matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
-    {
-        return None;
+/// The addresses of a pod that is neither over nor in its node's network.
+fn addresses_of_pod(pod: &Pod) -> Vec<IpAddr> {
+    let (Some(spec), Some(status)) = (&pod.spec, &pod.status) else { return Vec::new() };
+    if spec.host_network == Some(true) || matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        return Vec::new();
     }
-    status.pod_ip.as_deref()?.parse().ok()
+    let listed = status.pod_ips.iter().flatten().map(|ip| &ip.ip);
+    listed.chain(&status.pod_ip).filter_map(|ip| ip.parse().ok()).collect()
 }
 
-fn facts<'a>(pod: &'a Pod, node: &str) -> Option<PodFacts<'a>> {
+fn facts<'a>(family: Family, pod: &'a Pod, node: &str) -> Option<PodFacts<'a>> {
     let spec = pod.spec.as_ref()?;
     let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
     let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
@@ -86,7 +86,7 @@ fn facts<'a>(pod: &'a Pod, node: &str) -> Option<PodFacts<'a>> {
         Some(((protocol(port.protocol.as_deref())?, name), u16::try_from(port.container_port).ok()?))
     });
     Some(PodFacts {
-        address: address_of(pod)?,
+        address: addresses_of_pod(pod).into_iter().find(|address| Family::of(*address) == family)?,
         namespace: pod.metadata.namespace.as_deref()?,
         labels: pod.metadata.labels.as_ref(),
         ports: named.collect(),
@@ -151,15 +151,16 @@ fn matches(selector: &LabelSelector, labels: Option<&Labels>) -> bool {
     selector.matches(|key| labels?.get(key).map(String::as_str))
 }
 
-fn compile(policy: &NetworkPolicy) -> Option<Policy> {
+fn compile(family: Family, policy: &NetworkPolicy) -> Option<Policy> {
     let spec = policy.spec.as_ref()?;
     let namespace = policy.metadata.namespace.clone()?;
     let types = spec.policy_types.as_deref().unwrap_or_default();
     let says = |what: &str| types.iter().any(|name| name == what);
     let ingress = types.is_empty() || says("Ingress");
     let egress = says("Egress") || (types.is_empty() && spec.egress.as_ref().is_some_and(|rules| !rules.is_empty()));
-    let of_ingress = |rule: &NetworkPolicyIngressRule| compile_rule(rule.from.as_deref(), rule.ports.as_deref());
-    let of_egress = |rule: &NetworkPolicyEgressRule| compile_rule(rule.to.as_deref(), rule.ports.as_deref());
+    let of_ingress =
+        |rule: &NetworkPolicyIngressRule| compile_rule(family, rule.from.as_deref(), rule.ports.as_deref());
+    let of_egress = |rule: &NetworkPolicyEgressRule| compile_rule(family, rule.to.as_deref(), rule.ports.as_deref());
     Some(Policy {
         key: format!("{namespace}/{}", policy.metadata.name.as_deref()?),
         namespace,
@@ -169,10 +170,10 @@ fn compile(policy: &NetworkPolicy) -> Option<Policy> {
     })
 }
 
-fn compile_rule(peers: Option<&[NetworkPolicyPeer]>, ports: Option<&[NetworkPolicyPort]>) -> Rule {
+fn compile_rule(family: Family, peers: Option<&[NetworkPolicyPeer]>, ports: Option<&[NetworkPolicyPort]>) -> Rule {
     let peers = peers.filter(|peers| !peers.is_empty());
     let mut rule = Rule {
-        peers: peers.map(|peers| peers.iter().filter_map(compile_peer).collect()),
+        peers: peers.map(|peers| peers.iter().filter_map(|peer| compile_peer(family, peer)).collect()),
         ports: Ports::default(),
         named: BTreeSet::new(),
     };
@@ -198,11 +199,12 @@ fn compile_rule(peers: Option<&[NetworkPolicyPeer]>, ports: Option<&[NetworkPoli
     rule
 }
 
-fn compile_peer(peer: &NetworkPolicyPeer) -> Option<Peer> {
+fn compile_peer(family: Family, peer: &NetworkPolicyPeer) -> Option<Peer> {
     if let Some(IPBlock { cidr, except }) = &peer.ip_block {
         // Ranges of the other address family concern nobody here.
-        let range: Subnet = cidr.parse().ok()?;
-        let except: Vec<Addresses> = except.iter().flatten().filter_map(|e| e.parse().ok()).map(addresses_of).collect();
+        let of_family = |text: &String| text.parse().ok().filter(|range: &Subnet| Family::of(range.base()) == family);
+        let range = of_family(cidr)?;
+        let except: Vec<Addresses> = except.iter().flatten().filter_map(of_family).map(addresses_of).collect();
         return Some(Peer::Block(without(addresses_of(range), &except)));
     }
     let compiled = |given: &Option<v1::LabelSelector>| match given {
@@ -213,25 +215,28 @@ fn compile_peer(peer: &NetworkPolicyPeer) -> Option<Peer> {
 }
 
 struct World<'a> {
+    family: Family,
     pods: Vec<PodFacts<'a>>,
     namespaces: BTreeMap<&'a str, Option<&'a Labels>>,
 }
 
-/// What is to be enforced on `node`.
+/// What is to be enforced on `node`, in one address family.
 pub(super) fn wanted(
+    family: Family,
     node: &str,
     policies: &[Arc<NetworkPolicy>],
     pods: &[Arc<Pod>],
     namespaces: &[Arc<Namespace>],
 ) -> Wanted {
     let world = World {
-        pods: pods.iter().filter_map(|pod| facts(pod, node)).collect(),
+        family,
+        pods: pods.iter().filter_map(|pod| facts(family, pod, node)).collect(),
         namespaces: namespaces
             .iter()
             .filter_map(|ns| Some((ns.metadata.name.as_deref()?, ns.metadata.labels.as_ref())))
             .collect(),
     };
-    let mut policies: Vec<Policy> = policies.iter().filter_map(|policy| compile(policy)).collect();
+    let mut policies: Vec<Policy> = policies.iter().filter_map(|policy| compile(family, policy)).collect();
     policies.sort_by(|a, b| a.key.cmp(&b.key));
     let mut wanted = Wanted::default();
     for pod in world.pods.iter().filter(|pod| pod.local) {
@@ -296,14 +301,14 @@ impl World<'_> {
 
     fn allow(&self, allowed: &mut Allowed, policy: &Policy, rule: &Rule, ports: &Ports) {
         let Some(peers) = &rule.peers else {
-            return allowed.add(EVERYWHERE, ports);
+            return allowed.add(everywhere(self.family), ports);
         };
         for peer in peers {
             match peer {
                 Peer::Block(ranges) => ranges.iter().for_each(|range| allowed.add(*range, ports)),
                 Peer::Pods { .. } => {
                     for pod in self.pods.iter().filter(|pod| self.is_peer(pod, peer, policy)) {
-                        allowed.add((pod.address.to_bits(), pod.address.to_bits()), ports);
+                        allowed.add((number_of(pod.address), number_of(pod.address)), ports);
                     }
                 }
             }
@@ -321,14 +326,14 @@ impl World<'_> {
             for named in &rule.named {
                 numbers(pod, named).into_iter().for_each(|number| ports.add(named.0, number, number));
             }
-            allowed.add((pod.address.to_bits(), pod.address.to_bits()), &ports);
+            allowed.add((number_of(pod.address), number_of(pod.address)), &ports);
         }
     }
 
     fn is_peer(&self, pod: &PodFacts<'_>, peer: &Peer, policy: &Policy) -> bool {
         match peer {
             Peer::Block(ranges) => {
-                let address = pod.address.to_bits();
+                let address = number_of(pod.address);
                 ranges.iter().any(|(first, last)| (*first..=*last).contains(&address))
             }
             Peer::Pods { namespaces, pods } => {

@@ -2,13 +2,18 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn node() -> NodeInfo {
-    NodeInfo {
+fn views() -> Vec<View> {
+    let node = NodeInfo {
         name: "one".to_owned(),
-        pod_cidr: "10.244.0.0/16".parse().unwrap(),
-        service_cidr: None,
+        pod_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/56".parse().unwrap()],
+        service_cidrs: Vec::new(),
         zone: Some("a".to_owned()),
-    }
+    };
+    node.views()
+}
+
+fn node() -> View {
+    views().remove(0)
 }
 
 fn service(spec: Value) -> Service {
@@ -74,7 +79,36 @@ fn data(element: &Element) -> String {
 fn endpoints(service: &Service, slices: &[Arc<EndpointSlice>]) -> [Vec<u8>; 2] {
     let wants = wants(service, slices, &node(), None, &mut Numbers::default());
     let lists = wants.order.values().next().cloned().unwrap_or_default();
-    lists.map(|list| list.iter().map(|endpoint| endpoint.ip().octets()[3]).collect())
+    lists.map(|list| list.iter().map(last_byte).collect())
+}
+
+fn last_byte(endpoint: &SocketAddr) -> u8 {
+    match endpoint.ip() {
+        IpAddr::V4(address) => address.octets()[3],
+        IpAddr::V6(address) => address.octets()[15],
+    }
+}
+
+#[test]
+fn each_family_sees_its_own_addresses() {
+    let both = service(json!({
+        "clusterIPs": ["10.96.0.1", "fd00:10:96::1"], "externalIPs": ["192.0.2.7", "2001:db8::7"],
+        "ipFamilies": ["IPv4", "IPv6"],
+    }));
+    let mut six = EndpointSlice::clone(&slice(json!([{ "addresses": ["fd00:10:244::5"], "nodeName": "one" }])));
+    six.address_type = "IPv6".to_owned();
+    let slices = [slice(json!([endpoint(1, "one", ready())])), Arc::new(six)];
+    let fronts = |service: &Service, view: &View| {
+        let wants = wants(service, &slices, view, None, &mut Numbers::default());
+        let lists = wants.order.values().next().cloned().unwrap_or_default();
+        let fronts = wants.elements.keys().filter(|(map, ..)| *map == Map::Services).count();
+        (fronts, lists[0].iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let [four, six] = views().try_into().unwrap();
+    assert_eq!(fronts(&both, &four), (2, vec!["10.244.0.1:8080".to_owned()]));
+    assert_eq!(fronts(&both, &six), (2, vec!["[fd00:10:244::5]:8080".to_owned()]));
+    let single = service(json!({ "clusterIPs": ["10.96.0.1"], "externalIPs": ["2001:db8::7"] }));
+    assert_eq!(fronts(&single, &six), (0, Vec::new()), "a Service without an address of the family");
 }
 
 #[test]
@@ -215,11 +249,11 @@ fn hints_choose_the_zone_when_all_endpoints_have_them() {
 
 #[test]
 fn endpoints_keep_their_numbers() {
-    let address = |last| SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, last), 80);
+    let address = |last| SocketAddr::from(([10, 0, 0, last], 80));
     let order = |previous: &[u8], wanted: &[u8]| -> Vec<u8> {
         let previous: Vec<_> = previous.iter().map(|last| address(*last)).collect();
         let wanted = wanted.iter().map(|last| address(*last)).collect();
-        stable_order(&previous, &wanted).iter().map(|endpoint| endpoint.ip().octets()[3]).collect()
+        stable_order(&previous, &wanted).iter().map(last_byte).collect()
     };
     assert_eq!(order(&[], &[1, 2, 3]), [1, 2, 3]);
     assert_eq!(order(&[3, 1], &[1, 2, 3]), [3, 1, 2]);

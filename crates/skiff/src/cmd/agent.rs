@@ -1,6 +1,6 @@
 //! `skiff agent`: a further node of a cluster.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{net::IpAddr, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use skiff_client::Informers;
@@ -24,9 +24,10 @@ pub(crate) struct Args {
     /// The control plane's certificate authority: its file pki/ca.crt
     #[arg(long, value_name = "FILE", required_unless_present = "node_config")]
     ca_file: Option<PathBuf>,
-    /// The address, one of this machine's, under which the others reach it
-    #[arg(long, required_unless_present = "node_config")]
-    node_ip: Option<Ipv4Addr>,
+    /// The address, one of this machine's, under which the others reach it. In a dual-stack cluster an IPv6 address may
+    /// follow after a comma
+    #[arg(long, value_delimiter = ',', required_unless_present = "node_config")]
+    node_ip: Vec<IpAddr>,
     /// Name of the node [default: the machine's]
     #[arg(long)]
     node_name: Option<String>,
@@ -54,7 +55,7 @@ impl Args {
         let machine = Machine {
             data_dir: &self.data_dir,
             node_name: self.node_name,
-            node_ip: self.node_ip.context("--node-ip is missing")?,
+            node_ips: &self.node_ip,
             pod_cidr: &self.pod_cidr,
             service_cidr: &self.service_cidr,
             token: self.token.context("--token is missing")?,

@@ -287,8 +287,8 @@ fn change_ports(clusters: &Clusters, ports: &Ports, out: &mut dyn Write) -> anyh
         let (host_port, node_port, protocol) = parse_port(text)?;
         let forward = Forward {
             protocol,
-            listen: std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, host_port),
-            target: std::net::SocketAddrV4::new(node.address, node_port),
+            listen: std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, host_port)),
+            target: std::net::SocketAddr::from((node.address, node_port)),
         };
         if let Answer::Port(listen) = clusters.ask(name, &node.name, &Request::OpenPort { forward })? {
             writeln!(out, "{listen} leads to port {node_port} of {}.", node.name)?;
@@ -296,7 +296,7 @@ fn change_ports(clusters: &Clusters, ports: &Ports, out: &mut dyn Write) -> anyh
     }
     for text in &ports.remove {
         let (host_port, _, protocol) = parse_port(text)?;
-        let listen = std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, host_port);
+        let listen = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, host_port));
         clusters.ask(name, &node.name, &Request::ClosePort { protocol, listen })?;
     }
     if ports.add.is_empty() && ports.remove.is_empty() {

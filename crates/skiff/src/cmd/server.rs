@@ -1,7 +1,7 @@
 //! `skiff server`: a control plane, and in a cluster's node also the node that it runs on.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -15,6 +15,7 @@ use skiff_cluster::{
     NodeConfig,
     node_config::{Component, ServerConfig, Settings},
 };
+use skiff_network::Subnet;
 use skiff_pki::{Request, Usage};
 use tokio::net::TcpListener;
 
@@ -49,16 +50,19 @@ pub(crate) struct Args {
     /// Port that the API is served on
     #[arg(long, default_value_t = 6443)]
     port: u16,
-    /// Run pods on this machine too; the address, one of its own, under which other machines and pods reach it
-    #[arg(long)]
-    node_ip: Option<Ipv4Addr>,
+    /// Run pods on this machine too; the address, one of its own, under which other machines and pods reach it. In a
+    /// dual-stack cluster an IPv6 address may follow after a comma
+    #[arg(long, value_delimiter = ',')]
+    node_ip: Vec<IpAddr>,
     /// Name of the node [default: the machine's]
     #[arg(long, requires = "node_ip")]
     node_name: Option<String>,
-    /// Range of the Services' addresses
+    /// Range of the Services' addresses. For a dual-stack cluster an IPv6 range follows after a comma:
+    /// 10.96.0.0/16,fd00:10:96::/112
     #[arg(long, default_value = "10.96.0.0/16")]
     service_cidr: String,
-    /// Range of the pods' addresses
+    /// Range of the pods' addresses. For a dual-stack cluster an IPv6 range follows after a comma:
+    /// 10.244.0.0/16,fd00:10:244::/56
     #[arg(long, default_value = "10.244.0.0/16")]
     pod_cidr: String,
     /// Port of the etcd API, under which the state in the file of this machine can be reached; 0: none
@@ -118,11 +122,11 @@ async fn on_machine(args: Args) -> Result<()> {
         bail!("the API server is what `skiff server` is; it cannot be left out (--disable)");
     }
     let token = machine::bootstrap_token(&args.data_dir)?;
-    if let Some(node_ip) = args.node_ip {
+    if !args.node_ip.is_empty() {
         let machine = Machine {
             data_dir: &args.data_dir,
             node_name: args.node_name,
-            node_ip,
+            node_ips: &args.node_ip,
             pod_cidr: &args.pod_cidr,
             service_cidr: &args.service_cidr,
             token,
@@ -145,6 +149,7 @@ async fn on_machine(args: Args) -> Result<()> {
     let control_plane = control_plane::start(Options {
         data_dir: args.data_dir,
         node_ip: if args.bind_address.is_unspecified() { Ipv4Addr::LOCALHOST } else { args.bind_address },
+        further_ips: Vec::new(),
         port: args.port,
         service_cidr: args.service_cidr,
         pod_cidr: args.pod_cidr,
@@ -183,9 +188,10 @@ async fn in_node(config: &NodeConfig, on_machine: OnMachine) -> Result<()> {
     let control_plane = control_plane::start(Options {
         data_dir: config.data_dir.clone(),
         node_ip: config.node_ip,
+        further_ips: config.node_ips().into_iter().skip(1).collect(),
         port: server.fabric_port,
-        service_cidr: config.service_subnet.to_string(),
-        pod_cidr: config.pod_subnet.to_string(),
+        service_cidr: joined(&config.service_subnets()),
+        pod_cidr: joined(&config.pod_subnets()),
         etcd: on_machine.etcd,
         names: std::iter::once(config.node_name.clone()).chain(on_machine.names).collect(),
         bootstrap_token: Some(config.bootstrap_token.clone()),
@@ -230,7 +236,7 @@ async fn in_node(config: &NodeConfig, on_machine: OnMachine) -> Result<()> {
         organization: Some("system:nodes"),
         usage: Usage::Server,
         dns_names: std::slice::from_ref(&config.node_name),
-        addresses: &[config.node_ip.into()],
+        addresses: &config.node_ips(),
     })?;
     let node = node::start(node::Setup {
         config,
@@ -257,6 +263,11 @@ async fn in_node(config: &NodeConfig, on_machine: OnMachine) -> Result<()> {
     Ok(())
 }
 
+/// Ranges as flags name them.
+fn joined(ranges: &[Subnet]) -> String {
+    ranges.iter().map(Subnet::to_string).collect::<Vec<_>>().join(",")
+}
+
 /// The API on the host's loopback, for users, and on the node's own address, for nodes and pods.
 fn serve(
     config: &NodeConfig,
@@ -266,7 +277,7 @@ fn serve(
     components: &Components,
 ) -> Result<()> {
     let host = if bind.is_some() { None } else { Some(node::host_net(config)?) };
-    let address = (bind.unwrap_or(Ipv4Addr::UNSPECIFIED), server.fabric_port);
+    let address = (bind.map_or_else(|| config.any_address(), IpAddr::V4), server.fabric_port);
     let on_host = SocketAddrV4::new(server.host_address, server.host_port);
     let listen = move || -> Result<Vec<TcpListener>> {
         let in_node = std::net::TcpListener::bind(address)

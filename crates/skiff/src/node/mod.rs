@@ -24,7 +24,10 @@ use skiff_cluster::{
 };
 use skiff_images::ImageStore;
 use skiff_kubelet::KUBELET_PORT;
-use skiff_network::nodes::{Local, NodeRoutes};
+use skiff_network::{
+    nft::Family,
+    nodes::{Local, NodeRoutes},
+};
 use skiff_pki::Pair;
 use skiff_proxy::Members;
 use skiff_runtime::{Runtime, RuntimeConfig};
@@ -111,8 +114,10 @@ pub(crate) async fn start(setup: Setup<'_>) -> Result<Node> {
     tasks.spawn(follow_routes(informers.clone(), config.clone()));
     let members = Members::default();
     add_proxy(&components, config, &informers, &members)?;
-    let policies = skiff_proxy::Policies::open(&config.node_name).context("cannot enforce network policies")?;
-    tasks.spawn(skiff_proxy::serve_health(config.node_name.clone(), informers.clone()));
+    let families: Vec<Family> = config.pod_subnets().iter().map(|range| Family::of(range.base())).collect();
+    let policies =
+        skiff_proxy::Policies::open(&config.node_name, &families).context("cannot enforce network policies")?;
+    tasks.spawn(skiff_proxy::serve_health(config.node_name.clone(), config.any_address(), informers.clone()));
     tasks.spawn(skiff_proxy::follow_policies(policies, informers.clone()));
 
     let (runtime_client, image_client) = skiff_cri::connect_in_process(runtime.clone(), runtime.clone());
@@ -167,8 +172,8 @@ impl skiff_kubelet::Traffic for ProxyTraffic {
 fn add_proxy(components: &Components, config: &NodeConfig, informers: &Informers, members: &Members) -> Result<()> {
     let info = skiff_proxy::NodeInfo {
         name: config.node_name.clone(),
-        pod_cidr: config.pod_subnet,
-        service_cidr: Some(config.service_subnet),
+        pod_cidrs: config.pod_subnets(),
+        service_cidrs: config.service_subnets(),
         zone: config.labels.get("topology.kubernetes.io/zone").cloned(),
     };
     let run = !config.settings.disable.contains(&Component::Proxy);
@@ -209,13 +214,12 @@ async fn follow_routes(informers: Informers, config: NodeConfig) {
         if node.metadata.name.as_deref() != Some(&config.node_name) {
             continue;
         }
-        let Some(pod_cidr) = network::range_of(node) else { continue };
+        let Some(pod_cidrs) = network::ranges_of(node) else { continue };
         let local = Local {
-            address: config.node_ip,
-            segment: config.segment,
+            addresses: config.addresses(),
             interface: config.interface.clone(),
-            pod_cidr,
-            cluster_cidr: config.pod_subnet,
+            pod_cidrs,
+            cluster_cidrs: config.pod_subnets(),
         };
         match NodeRoutes::open(local) {
             Ok(routes) => return skiff_proxy::follow_nodes(routes, informers).await,
@@ -226,6 +230,7 @@ async fn follow_routes(informers: Informers, config: NodeConfig) {
 
 fn kubelet_config(config: &NodeConfig, serving: Pair, authority_pem: String) -> Result<skiff_kubelet::Config> {
     let mut kubelet = skiff_kubelet::Config::new(&config.node_name, IpAddr::V4(config.node_ip));
+    kubelet.node_ips = config.node_ips();
     kubelet.labels = config.labels.clone();
     if config.role == Role::ControlPlane {
         kubelet.labels.insert("node-role.kubernetes.io/control-plane".to_owned(), String::new());
@@ -244,7 +249,7 @@ fn kubelet_config(config: &NodeConfig, serving: Pair, authority_pem: String) -> 
     kubelet.cluster_dns = vec![IpAddr::V4(config.cluster_dns)];
     kubelet.cgroup_mount = Some(PathBuf::from("/sys/fs/cgroup"));
     kubelet.server = Some(skiff_kubelet::ServerConfig {
-        listen: SocketAddr::from(([0, 0, 0, 0], KUBELET_PORT)),
+        listen: SocketAddr::new(config.any_address(), KUBELET_PORT),
         certificate_pem: serving.certificate_pem,
         key_pem: serving.key_pem,
         client_ca_pem: authority_pem,

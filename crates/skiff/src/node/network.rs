@@ -28,9 +28,15 @@ const OWN_CONFIG: &str = "10-skiff.conflist";
 /// The pods' end of their link.
 const INTERFACE: &str = "eth0";
 
-/// The pods' addresses of a node.
-pub(super) fn range_of(node: &Node) -> Option<Subnet> {
-    node.spec.as_ref()?.pod_cidr.as_deref()?.parse().ok()
+/// The ranges of the pods of a node, the primary one first; none as long as it has not been given any.
+pub(super) fn ranges_of(node: &Node) -> Option<Vec<Subnet>> {
+    let spec = node.spec.as_ref()?;
+    let all = match spec.pod_cidrs.as_deref() {
+        None | Some([]) => spec.pod_cidr.as_slice(),
+        Some(all) => all,
+    };
+    let ranges = all.iter().map(|range| range.parse()).collect::<Result<Vec<_>, _>>().ok()?;
+    (!ranges.is_empty()).then_some(ranges)
 }
 
 /// Chooses between the built-in network and foreign plugins, by what lies in the CNI directory.
@@ -43,7 +49,8 @@ pub(super) struct PodNetworks {
 
 impl PodNetworks {
     pub(super) fn new(config: &NodeConfig) -> Arc<PodNetworks> {
-        let inside = vec![config.pod_subnet, config.service_subnet, config.segment];
+        let segments = config.addresses().into_iter().map(|(_, segment)| segment);
+        let inside = config.pod_subnets().into_iter().chain(config.service_subnets()).chain(segments).collect();
         Arc::new(PodNetworks {
             builtin: RwLock::new(None),
             foreign: CniNetwork::new(Path::new(CNI_DIR), &[PathBuf::from(CNI_BIN_DIR)], Path::new(CNI_CACHE_DIR)),
@@ -59,22 +66,22 @@ impl PodNetworks {
         }
         let nodes = informers.informer::<Node>();
         let mut changes = nodes.subscribe();
-        let mut current: Option<Subnet> = None;
+        let mut current: Option<Vec<Subnet>> = None;
         while let Some(change) = changes.recv().await {
             let object = change.object();
             if object.metadata.name.as_deref() != Some(&node) {
                 continue;
             }
-            let Some(range) = range_of(object).filter(|r| Some(*r) != current) else { continue };
-            match self.open(range) {
-                Ok(()) => current = Some(range),
-                Err(error) => tracing::error!(%error, %range, "the pod network cannot be set up"),
+            let Some(ranges) = ranges_of(object).filter(|r| Some(r) != current.as_ref()) else { continue };
+            match self.open(&ranges) {
+                Ok(()) => current = Some(ranges),
+                Err(error) => tracing::error!(%error, ?ranges, "the pod network cannot be set up"),
             }
         }
     }
 
-    fn open(&self, range: Subnet) -> anyhow::Result<()> {
-        let mut config = PodNetworkConfig::new(range);
+    fn open(&self, ranges: &[Subnet]) -> anyhow::Result<()> {
+        let mut config = PodNetworkConfig::new(ranges.to_vec());
         config.masquerade_except = self.masquerade_except.clone();
         let conflist = cni::conflist(&config);
         let network = Builtin::open(config)?;
@@ -107,7 +114,7 @@ fn host_ports(pod: &PodNetworkRequest) -> Vec<HostPort> {
     pod.port_mappings
         .iter()
         .map(|m| HostPort {
-            host_ip: m.host_ip.parse().ok().filter(|ip: &std::net::Ipv4Addr| !ip.is_unspecified()),
+            host_ip: m.host_ip.parse().ok().filter(|ip: &IpAddr| !ip.is_unspecified()),
             host_port: m.host_port,
             container_port: m.container_port,
             protocol: match m.protocol {
@@ -137,7 +144,7 @@ impl PodNetwork for PodNetworks {
                 let address = builtin
                     .setup(&id, namespace.as_fd(), INTERFACE, &ports)
                     .map_err(|e| NetworkError::Other(e.chain()))?;
-                Ok(vec![IpAddr::V4(address.address)])
+                Ok(address.ips.into_iter().map(|ip| ip.address).collect())
             })
             .await
         }
