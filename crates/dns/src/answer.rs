@@ -1,12 +1,12 @@
 //! The answer to a query, as a function of the query and the zone.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
     rr::{
         DNSClass, Name, RData, Record, RecordType,
-        rdata::{A, CNAME, NS, PTR, SOA, SRV, TXT},
+        rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT},
     },
 };
 
@@ -74,7 +74,7 @@ impl Answerer {
 
     /// Decides what to do with a query. `own` is the address that the query was sent to, for the
     /// zone's NS record.
-    pub fn decide(&self, query: &Message, zone: &Zone, own: Ipv4Addr) -> Decision {
+    pub fn decide(&self, query: &Message, zone: &Zone, own: IpAddr) -> Decision {
         let mut reply = reply_to(query);
         if query.metadata.op_code != OpCode::Query {
             return refuse(reply, ResponseCode::NotImp);
@@ -134,7 +134,7 @@ impl Answerer {
         Decision::Reply(Box::new(reply))
     }
 
-    fn find(&self, name: &Name, kind: RecordType, zone: &Zone, own: Ipv4Addr) -> Found {
+    fn find(&self, name: &Name, kind: RecordType, zone: &Zone, own: IpAddr) -> Found {
         let labels = labels_of(name);
         if let Some(address) = reverse_address(&labels) {
             return self.find_reverse(name, kind, address, zone);
@@ -161,7 +161,7 @@ impl Answerer {
         }
     }
 
-    fn find_reverse(&self, name: &Name, kind: RecordType, address: Ipv4Addr, zone: &Zone) -> Found {
+    fn find_reverse(&self, name: &Name, kind: RecordType, address: IpAddr, zone: &Zone) -> Found {
         let owners = zone.reverse(address);
         if owners.is_empty() {
             return Found::Elsewhere;
@@ -208,11 +208,13 @@ impl Lookup<'_> {
         Found::records(data.into_iter().map(|data| Record::from_rdata(self.name.clone(), TTL, data)).collect())
     }
 
-    fn addresses(&self, addresses: impl IntoIterator<Item = Ipv4Addr>) -> Found {
-        self.of_type(RecordType::A, addresses.into_iter().map(|address| RData::A(A(address))))
+    /// Those of the family that was asked for.
+    fn addresses(&self, addresses: impl IntoIterator<Item = IpAddr>) -> Found {
+        let data = addresses.into_iter().map(address_data).filter(|data| data.record_type() == self.kind);
+        Found::records(data.map(|data| Record::from_rdata(self.name.clone(), TTL, data)).collect())
     }
 
-    fn apex(&self, own: Ipv4Addr) -> Found {
+    fn apex(&self, own: IpAddr) -> Found {
         let answerer = self.answerer;
         match self.kind {
             RecordType::SOA => Found::records(vec![answerer.soa(self.zone)]),
@@ -224,7 +226,7 @@ impl Lookup<'_> {
                 };
                 Found::Records {
                     answers: vec![Record::from_rdata(self.name.clone(), TTL, RData::NS(NS(server.clone())))],
-                    extra: vec![Record::from_rdata(server, TTL, RData::A(A(own)))],
+                    extra: vec![Record::from_rdata(server, TTL, address_data(own))],
                 }
             }
             _ => Found::records(Vec::new()),
@@ -239,7 +241,7 @@ impl Lookup<'_> {
             Target::External(target) => alias(target),
             // All ports at once, as CoreDNS gives them.
             _ if self.kind == RecordType::SRV => self.srv(namespace, name, service, |_| true),
-            Target::Address(address) => self.addresses(*address),
+            Target::Addresses(addresses) => self.addresses(addresses.iter().copied()),
             Target::Headless => {
                 let endpoints = self.zone.endpoints(namespace, name);
                 if endpoints.is_empty() {
@@ -285,12 +287,14 @@ impl Lookup<'_> {
 
     fn srv(&self, namespace: &str, name: &str, service: &ServiceEntry, wanted: impl Fn(&Port) -> bool) -> Found {
         // Where each port is: the Service's own address, or every endpoint.
-        let mut targets: Vec<(Name, Ipv4Addr, u16)> = Vec::new();
-        match service.target {
-            Target::Address(Some(address)) => {
+        let mut targets: Vec<(Name, IpAddr, u16)> = Vec::new();
+        match &service.target {
+            Target::Addresses(addresses) => {
                 let target = self.answerer.service_name(namespace, name, None);
-                let ports = service.ports.iter().filter(|port| wanted(port));
-                targets.extend(ports.filter_map(|port| Some((target.clone()?, address, port.number))));
+                for address in addresses {
+                    let ports = service.ports.iter().filter(|port| wanted(port));
+                    targets.extend(ports.filter_map(|port| Some((target.clone()?, *address, port.number))));
+                }
             }
             Target::Headless => {
                 for endpoint in self.zone.endpoints(namespace, name) {
@@ -309,16 +313,16 @@ impl Lookup<'_> {
         }
         // All alike: a hundred divided among them, as CoreDNS weighs them.
         let weight = u16::try_from(100 / targets.len()).unwrap_or_default().max(1);
-        let answers = targets.iter().map(|(target, _, port)| {
-            let data = RData::SRV(SRV::new(0, weight, *port, target.clone()));
-            Record::from_rdata(self.name.clone(), TTL, data)
-        });
-        let answers = answers.collect();
-        let mut extra: Vec<Record> = Vec::new();
-        for (target, address, _) in targets {
-            let record = Record::from_rdata(target, TTL, RData::A(A(address)));
-            if !extra.contains(&record) {
-                extra.push(record);
+        // A target of two families is one answer.
+        let (mut answers, mut extra): (Vec<Record>, Vec<Record>) = (Vec::new(), Vec::new());
+        for (target, address, port) in targets {
+            let data = RData::SRV(SRV::new(0, weight, port, target.clone()));
+            let answer = Record::from_rdata(self.name.clone(), TTL, data);
+            let record = Record::from_rdata(target, TTL, address_data(address));
+            for (record, section) in [(answer, &mut answers), (record, &mut extra)] {
+                if !section.contains(&record) {
+                    section.push(record);
+                }
             }
         }
         Found::Records { answers, extra }
@@ -335,8 +339,15 @@ fn alias(target: &str) -> Found {
     }
 }
 
-fn unique(addresses: impl Iterator<Item = Ipv4Addr>) -> Vec<Ipv4Addr> {
-    let mut all: Vec<Ipv4Addr> = addresses.collect();
+fn address_data(address: IpAddr) -> RData {
+    match address {
+        IpAddr::V4(address) => RData::A(A(address)),
+        IpAddr::V6(address) => RData::AAAA(AAAA(address)),
+    }
+}
+
+fn unique(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
+    let mut all: Vec<IpAddr> = addresses.collect();
     all.dedup();
     all
 }
@@ -349,21 +360,26 @@ fn labels_of(name: &Name) -> Vec<String> {
     labels
 }
 
-/// The address of `5.0.244.10.in-addr.arpa`.
-fn reverse_address(labels: &[String]) -> Option<Ipv4Addr> {
-    let [arpa, reverse, a, b, c, d] = labels else {
+/// The address of `5.0.244.10.in-addr.arpa`, or of a name of 32 digits below `ip6.arpa`.
+fn reverse_address(labels: &[String]) -> Option<IpAddr> {
+    let [arpa, reverse, digits @ ..] = labels else {
         return None;
     };
-    if arpa != "arpa" || reverse != "in-addr" {
-        return None;
+    match (arpa.as_str(), reverse.as_str(), digits) {
+        ("arpa", "in-addr", [a, b, c, d]) => {
+            Some(Ipv4Addr::new(a.parse().ok()?, b.parse().ok()?, c.parse().ok()?, d.parse().ok()?).into())
+        }
+        ("arpa", "ip6", digits) if digits.len() == 32 && digits.iter().all(|digit| digit.len() == 1) => {
+            Some(Ipv6Addr::from_bits(u128::from_str_radix(&digits.concat(), 16).ok()?).into())
+        }
+        _ => None,
     }
-    Some(Ipv4Addr::new(a.parse().ok()?, b.parse().ok()?, c.parse().ok()?, d.parse().ok()?))
 }
 
-/// The address of a pod's name `10-244-0-5`.
-fn pod_address(label: &str) -> Option<Ipv4Addr> {
-    let address: Ipv4Addr = label.replace('-', ".").parse().ok()?;
-    (dashed(address) == label).then_some(address)
+/// The address of a pod's name `10-244-0-5` or `fd00-10-244--5`.
+fn pod_address(label: &str) -> Option<IpAddr> {
+    let ipv4 = label.replace('-', ".").parse().ok().filter(|address| dashed(IpAddr::V4(*address)) == label);
+    ipv4.map(IpAddr::V4).or_else(|| label.replace('-', ":").parse().ok().map(IpAddr::V6))
 }
 
 /// An empty reply with the query's number, question and EDNS.

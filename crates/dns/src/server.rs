@@ -153,21 +153,18 @@ async fn serve_tcp(server: &Arc<Server>, listener: TcpListener) {
 }
 
 /// For the zone's NS record. A wildcard address is better than none.
-fn address_of(address: Option<SocketAddr>) -> Ipv4Addr {
-    match address.map(|address| address.ip()) {
-        Some(IpAddr::V4(address)) if !address.is_unspecified() => address,
-        _ => own_address().unwrap_or(Ipv4Addr::UNSPECIFIED),
+fn address_of(address: Option<SocketAddr>) -> IpAddr {
+    match address.map(|address| address.ip().to_canonical()) {
+        Some(address) if !address.is_unspecified() => address,
+        _ => own_address().unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
     }
 }
 
 /// The address that packets to the rest of the world leave from; nothing is sent to find it out.
-fn own_address() -> Option<Ipv4Addr> {
+fn own_address() -> Option<IpAddr> {
     let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
     socket.connect((Ipv4Addr::new(192, 0, 2, 1), 53)).ok()?;
-    match socket.local_addr().ok()?.ip() {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    }
+    Some(socket.local_addr().ok()?.ip())
 }
 
 /// A query; everything else is not answered, or two servers could keep each other busy.
@@ -191,7 +188,7 @@ fn format_error(bytes: &[u8]) -> Option<Vec<u8>> {
 }
 
 impl Server {
-    fn decide(&self, query: &Message, own: Ipv4Addr) -> Decision {
+    fn decide(&self, query: &Message, own: IpAddr) -> Decision {
         self.zone.with(|zone| self.answerer.decide(query, zone, own))
     }
 

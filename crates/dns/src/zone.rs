@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use serde::Deserialize;
@@ -50,6 +50,8 @@ struct ServiceSpec {
     kind: Option<String>,
     #[serde(rename = "clusterIP", default)]
     cluster_ip: Option<String>,
+    #[serde(rename = "clusterIPs", default)]
+    cluster_ips: Option<Vec<String>>,
     #[serde(default)]
     external_name: Option<String>,
     #[serde(default)]
@@ -113,8 +115,8 @@ pub struct Port {
 /// What a Service's name leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// Its cluster address. `None`: one of another family, or none yet.
-    Address(Option<Ipv4Addr>),
+    /// Its cluster addresses: one of each family that it has; none as long as it has been given none.
+    Addresses(Vec<IpAddr>),
     /// Its endpoints.
     Headless,
     /// Another name.
@@ -131,7 +133,7 @@ pub struct ServiceEntry {
 /// A ready endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its hostname, or the address with dashes.
     pub name: String,
     pub ports: Vec<Port>,
@@ -146,7 +148,7 @@ pub struct Zone {
     /// Which Service a slice belongs to.
     slices: HashMap<Key, Key>,
     namespaces: HashSet<String>,
-    by_address: HashMap<Ipv4Addr, Key>,
+    by_address: HashMap<IpAddr, Key>,
     /// Raised by every change; the serial number of the zone.
     serial: u32,
 }
@@ -185,7 +187,7 @@ impl Zone {
     }
 
     /// Whose address this is: a Service's (without endpoint) or an endpoint's.
-    pub fn reverse(&self, address: Ipv4Addr) -> Vec<(Key, Option<&Endpoint>)> {
+    pub fn reverse(&self, address: IpAddr) -> Vec<(Key, Option<&Endpoint>)> {
         if let Some(key) = self.by_address.get(&address) {
             return vec![(key.clone(), None)];
         }
@@ -221,10 +223,16 @@ impl Zone {
                 Target::External(spec.external_name.as_deref().unwrap_or_default().trim_end_matches('.').to_owned())
             }
             (_, Some("None")) => Target::Headless,
-            (_, address) => Target::Address(address.and_then(|address| address.parse().ok())),
+            (_, address) => {
+                let listed = spec.cluster_ips.iter().flatten().map(String::as_str);
+                let mut all: Vec<IpAddr> = listed.chain(address).filter_map(|address| address.parse().ok()).collect();
+                all.sort();
+                all.dedup();
+                Target::Addresses(all)
+            }
         };
-        if let Target::Address(Some(address)) = target {
-            self.by_address.insert(address, key.clone());
+        if let Target::Addresses(addresses) = &target {
+            self.by_address.extend(addresses.iter().map(|address| (*address, key.clone())));
         }
         let ports = ports(spec.ports.as_ref());
         self.services.insert(key, ServiceEntry { target, ports });
@@ -232,10 +240,12 @@ impl Zone {
 
     pub fn remove_service(&mut self, key: &Key) {
         self.serial += 1;
-        if let Some(ServiceEntry { target: Target::Address(Some(address)), .. }) = self.services.remove(key)
-            && self.by_address.get(&address) == Some(key)
-        {
-            self.by_address.remove(&address);
+        if let Some(ServiceEntry { target: Target::Addresses(addresses), .. }) = self.services.remove(key) {
+            for address in addresses {
+                if self.by_address.get(&address) == Some(key) {
+                    self.by_address.remove(&address);
+                }
+            }
         }
     }
 
@@ -246,7 +256,7 @@ impl Zone {
             tracing::trace!(slice = slice.metadata.name, "no label {SERVICE_NAME}");
             return;
         };
-        if slice.address_type != "IPv4" {
+        if !matches!(slice.address_type.as_str(), "IPv4" | "IPv6") {
             return;
         }
         let ports = ports(slice.ports.as_ref());
@@ -257,7 +267,7 @@ impl Zone {
         let endpoints: Vec<Endpoint> = ready
             .flat_map(|endpoint| endpoint.addresses.iter().map(move |address| (endpoint, address)))
             .filter_map(|(endpoint, address)| {
-                let address: Ipv4Addr = address.parse().ok()?;
+                let address: IpAddr = address.parse().ok()?;
                 let name = endpoint.hostname.as_ref().filter(|name| !name.is_empty());
                 Some(Endpoint {
                     address,
@@ -302,7 +312,7 @@ pub(crate) fn key_of(meta: &Meta) -> Key {
     (meta.namespace.clone(), meta.name.clone())
 }
 
-/// `10-244-0-5`.
-pub(crate) fn dashed(address: Ipv4Addr) -> String {
-    address.to_string().replace('.', "-")
+/// `10-244-0-5`, `fd00-10-244--5`.
+pub(crate) fn dashed(address: IpAddr) -> String {
+    address.to_string().replace(['.', ':'], "-")
 }

@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::zone;
 
-const OWN: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 2);
+const OWN: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 0, 2));
 
 fn read<T: serde::de::DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap()
@@ -90,6 +90,76 @@ fn show(decision: Decision) -> String {
             text
         }
     }
+}
+
+#[test]
+fn names_of_two_families() {
+    use RecordType::{A, AAAA, MX, PTR, SRV};
+    let mut zone = zone();
+    let service = |name: &str, spec: Value| {
+        read::<zone::Service>(json!({ "metadata": { "name": name, "namespace": "default" }, "spec": spec }))
+    };
+    let both = json!({
+        "clusterIP": "10.96.0.8", "clusterIPs": ["10.96.0.8", "fd00:10:96::8"], "ports": [{ "name": "http", "port": 80 }],
+    });
+    zone.set_service(&service("both", both));
+    zone.set_service(&service("six", json!({ "clusterIP": "fd00:10:96::9", "clusterIPs": ["fd00:10:96::9"] })));
+    let slice = read::<zone::Slice>(json!({
+        "metadata": { "name": "db-6", "namespace": "default", "labels": { "kubernetes.io/service-name": "db" } },
+        "addressType": "IPv6", "ports": [{ "name": "sql", "port": 5432, "protocol": "TCP" }],
+        "endpoints": [
+            { "addresses": ["fd00:10:244::5"], "hostname": "db-0" }, { "addresses": ["fd00:10:244::6"] },
+        ],
+    }));
+    zone.set_slice(&slice);
+    let reverse = |last: &str, network: &str| format!("{last}{}.{network}.0.1.0.0.0.0.d.f.ip6.arpa.", ".0".repeat(19));
+    let (service, pod) = ("6.9.0.0", "4.4.2.0");
+    let cases = [
+        ("both.default.svc.cluster.local.", A, "ok: both.default.svc.cluster.local. A 10.96.0.8"),
+        ("both.default.svc.cluster.local.", AAAA, "ok: both.default.svc.cluster.local. AAAA fd00:10:96::8"),
+        ("both.default.svc.cluster.local.", MX, "no data"),
+        ("six.default.svc.cluster.local.", A, "no data"),
+        ("six.default.svc.cluster.local.", AAAA, "ok: six.default.svc.cluster.local. AAAA fd00:10:96::9"),
+        (
+            "_http._tcp.both.default.svc.cluster.local.",
+            SRV,
+            "ok: _http._tcp.both.default.svc.cluster.local. SRV 0 50 80 both.default.svc.cluster.local. | \
+             both.default.svc.cluster.local. A 10.96.0.8, both.default.svc.cluster.local. AAAA fd00:10:96::8",
+        ),
+        ("db-0.db.default.svc.cluster.local.", A, "ok: db-0.db.default.svc.cluster.local. A 10.244.0.5"),
+        ("db-0.db.default.svc.cluster.local.", AAAA, "ok: db-0.db.default.svc.cluster.local. AAAA fd00:10:244::5"),
+        (
+            "db.default.svc.cluster.local.",
+            AAAA,
+            "ok: db.default.svc.cluster.local. AAAA fd00:10:244::5, db.default.svc.cluster.local. AAAA fd00:10:244::6",
+        ),
+        (
+            "fd00-10-244--6.db.default.svc.cluster.local.",
+            AAAA,
+            "ok: fd00-10-244--6.db.default.svc.cluster.local. AAAA fd00:10:244::6",
+        ),
+        (
+            "fd00-10-244--7.default.pod.cluster.local.",
+            AAAA,
+            "ok: fd00-10-244--7.default.pod.cluster.local. AAAA fd00:10:244::7",
+        ),
+        ("fd00-10-244--7.default.pod.cluster.local.", A, "no data"),
+        ("10-244-0-7.default.pod.cluster.local.", AAAA, "no data"),
+    ];
+    for (name, kind, expected) in cases {
+        assert_eq!(show(decide(&query(name, kind), &zone)), expected, "{name} {kind}");
+    }
+    for (name, expected) in [
+        (reverse("8", service), "both.default.svc.cluster.local."),
+        (reverse("5", pod), "db-0.db.default.svc.cluster.local."),
+        (reverse("6", pod), "fd00-10-244--6.db.default.svc.cluster.local."),
+    ] {
+        assert_eq!(show(decide(&query(&name, PTR), &zone)), format!("ok: {name} PTR {expected}"));
+    }
+    assert_eq!(show(decide(&query(&reverse("f", pod), PTR), &zone)), "forward");
+    // The addresses go with the Service, the names of endpoints with their slice.
+    zone.remove_service(&("default".to_owned(), "both".to_owned()));
+    assert_eq!(show(decide(&query(&reverse("8", service), PTR), &zone)), "forward");
 }
 
 #[test]
