@@ -12,6 +12,7 @@ mod control_planes;
 mod crashes;
 mod csi;
 mod dashboard;
+mod dual_stack;
 mod etcd;
 mod extension;
 mod extension_server;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
                 network::TESTS,
                 network_policies::TESTS,
                 services::TESTS,
+                dual_stack::TESTS,
                 ingress::TESTS,
                 storage::TESTS,
                 csi::TESTS,
