@@ -29,14 +29,14 @@ pub fn devices() -> Vec<String> {
     names.map(|name| name.trim().to_owned()).filter(|name| !["lo", "sit0", "tunl0"].contains(&name.as_str())).collect()
 }
 
-/// Cgroups of this name, in any hierarchy.
+/// Cgroups of this name, in any hierarchy; clusters' have a number of eight digits behind it.
 pub fn cgroups(name: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![Path::new("/sys/fs/cgroup").to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                if entry.file_name().to_string_lossy().contains(name) {
+                if is_called(&entry.file_name().to_string_lossy(), name) {
                     found.push(entry.path().display().to_string());
                 }
                 folders.push(entry.path());
@@ -44,6 +44,15 @@ pub fn cgroups(name: &str) -> Vec<String> {
         }
     }
     found
+}
+
+/// Whether a cgroup is that of this name, and not that of a longer one.
+fn is_called(cgroup: &str, name: &str) -> bool {
+    match cgroup.strip_prefix(name) {
+        Some("") => true,
+        Some(rest) => rest.len() == 9 && rest.starts_with('-') && rest[1..].bytes().all(|b| b.is_ascii_hexdigit()),
+        None => false,
+    }
 }
 
 /// Removes a cgroup and those below it, as far as nothing runs in them any more.

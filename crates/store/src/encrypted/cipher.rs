@@ -30,8 +30,8 @@ enum Form {
     AesGcm(Box<LessSafeKey>),
     /// Prefix, initialisation vector, ciphertext padded as PKCS 7 says. Not authenticated, as upstream's.
     AesCbc {
-        seal: PaddedBlockEncryptingKey,
-        open: PaddedBlockDecryptingKey,
+        seal: Box<PaddedBlockEncryptingKey>,
+        open: Box<PaddedBlockDecryptingKey>,
     },
 }
 
@@ -76,8 +76,8 @@ impl Provider {
             _ => return Err(wrong),
         };
         let key = || UnboundCipherKey::new(algorithm, secret).map_err(|_| wrong);
-        let seal = PaddedBlockEncryptingKey::cbc_pkcs7(key()?).map_err(|_| wrong)?;
-        let open = PaddedBlockDecryptingKey::cbc_pkcs7(key()?).map_err(|_| wrong)?;
+        let seal = Box::new(PaddedBlockEncryptingKey::cbc_pkcs7(key()?).map_err(|_| wrong)?);
+        let open = Box::new(PaddedBlockDecryptingKey::cbc_pkcs7(key()?).map_err(|_| wrong)?);
         Ok(Provider { prefix: prefix("aescbc", name), form: Form::AesCbc { seal, open } })
     }
 
