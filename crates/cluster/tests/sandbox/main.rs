@@ -348,7 +348,9 @@ fn clusters_with_a_way_out_are_masqueraded(fixture: &Fixture) {
 fn clusters_come_back_after_a_crash_and_a_reboot(fixture: &Fixture) {
     fixture.create(&fixture.options("crash", 2)).unwrap();
     let node = "crash-control-plane";
-    fixture.facts("crash", node);
+    for node in [node, "crash-worker"] {
+        fixture.facts("crash", node);
+    }
     let run = fixture.directory.join("run/clusters/crash");
     let kill_first_process = |node: &str| {
         let process: Value = serde_json::from_slice(&fs::read(run.join(format!("{node}.json"))).unwrap()).unwrap();
@@ -375,6 +377,8 @@ fn clusters_come_back_after_a_crash_and_a_reboot(fixture: &Fixture) {
             false => fs::remove_dir_all(&run).unwrap(),
         }
         assert_eq!(fixture.clusters.get("crash").unwrap().phase(), "Stopped");
+        // Those of the run before, which may have ended while it asked the server.
+        fs::remove_file(fixture.inside("crash", "crash-worker", standin::FACTS)).unwrap();
         fixture.start("crash");
         assert_eq!(fixture.ask_api(6443).unwrap(), node);
         let facts = fixture.facts("crash", "crash-worker");
