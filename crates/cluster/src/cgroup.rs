@@ -32,9 +32,8 @@ const CPU_PERIOD_US: u32 = 100_000;
 impl Limits {
     /// The controller, its file on v2 and on v1, and what is written to it.
     fn files(&self) -> Vec<(&'static str, [(&'static str, String); 2])> {
-        let quota = |millis: u32| u64::from(millis) * u64::from(CPU_PERIOD_US) / 1000;
         let cpu = self.cpu_millis.map(|millis| {
-            let quota = quota(millis);
+            let quota = u64::from(millis) * u64::from(CPU_PERIOD_US) / 1000;
             ("cpu", [("cpu.max", format!("{quota} {CPU_PERIOD_US}")), ("cpu.cfs_quota_us", quota.to_string())])
         });
         let memory = self

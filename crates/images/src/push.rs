@@ -16,7 +16,7 @@ use crate::{
     digest::HashingReader,
     export,
     pull::{self, Source},
-    store::{Image, ImageStore},
+    store::ImageStore,
 };
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -70,7 +70,7 @@ impl ImageStore {
             diff_ids.push(diff_id);
             layers.push(descriptor(LAYER, &blob.digest, blob.size));
         }
-        let config = document(&image, &diff_ids);
+        let config = export::document(&image.config, &diff_ids);
         let blob = Blob { path: scratch.0.join("config"), digest: Digest::of(&config), size: config.len() as u64 };
         fs::write(&blob.path, &config).map_err(Error::io("write the configuration of an image"))?;
         send(&target, &blob, &tell).await.map_err(denied("send the configuration"))?;
@@ -91,10 +91,6 @@ impl ImageStore {
             .map_err(denied("send the manifest"))?;
         Ok(digest)
     }
-}
-
-fn document(image: &Image, diff_ids: &[Digest]) -> Vec<u8> {
-    export::document(&image.config, diff_ids)
 }
 
 fn descriptor(kind: &str, digest: &Digest, size: u64) -> serde_json::Value {

@@ -3,7 +3,7 @@
 use skiff_e2e::{Cluster, Home, Kubectl, cluster::curl, eventually, wait::check};
 
 use crate::{
-    network::get,
+    network::{get, web_with},
     tests,
     workloads::{PATIENCE, ready},
 };
@@ -12,29 +12,13 @@ tests![a_cluster_of_two_families];
 
 const NODES: [&str; 2] = ["dual-control-plane", "dual-worker"];
 
-fn web(name: &str, node: &str) -> String {
-    format!(
-        "apiVersion: v1
-kind: Pod
-metadata: {{name: {name}, labels: {{app: web, pod: {name}}}}}
-spec:
-  nodeName: {node}
-  hostname: {name}
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: box
-    image: busybox
-    imagePullPolicy: IfNotPresent
-    ports: [{{containerPort: 8080, hostPort: 8090}}]
+/// What the pods here have beside a page.
+const BOTH: &str = "    ports: [{containerPort: 8080, hostPort: 8090}]
     env:
-    - {{name: IPS, valueFrom: {{fieldRef: {{fieldPath: status.podIPs}}}}}}
-    - {{name: HOSTS, valueFrom: {{fieldRef: {{fieldPath: status.hostIPs}}}}}}
-    command: [sh, -c, 'mkdir /www; hostname > /www/index.html; exec httpd -f -v -p 8080 -h /www']
-    readinessProbe: {{httpGet: {{port: 8080, path: /}}, periodSeconds: 1}}
----
-"
-    )
-}
+    - {name: IPS, valueFrom: {fieldRef: {fieldPath: status.podIPs}}}
+    - {name: HOSTS, valueFrom: {fieldRef: {fieldPath: status.hostIPs}}}
+    readinessProbe: {httpGet: {port: 8080, path: /}, periodSeconds: 1}
+";
 
 /// The two addresses at a path, the IPv4 one first.
 fn both(kubectl: &Kubectl, object: &[&str], path: &str) -> [String; 2] {
@@ -88,7 +72,7 @@ nodes: [{role: control-plane}, {role: worker}]
     cluster.load(&["busybox"]);
     let kubectl = cluster.kubectl().in_new("dual");
     let [one, two] = NODES;
-    kubectl.apply(&(web("one", one) + &web("two", two)));
+    kubectl.apply(&(web_with("one", one, BOTH) + &web_with("two", two, BOTH)));
     ready(&kubectl, "one");
     ready(&kubectl, "two");
     nodes_and_pods_show_both(&kubectl);

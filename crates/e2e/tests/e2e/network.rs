@@ -17,6 +17,11 @@ tests![
 ];
 
 fn web(name: &str, node: &str) -> String {
+    web_with(name, node, "")
+}
+
+/// A pod whose page is its name; `more` are lines of its container.
+pub(crate) fn web_with(name: &str, node: &str, more: &str) -> String {
     format!(
         "apiVersion: v1
 kind: Pod
@@ -30,7 +35,7 @@ spec:
     image: busybox
     imagePullPolicy: IfNotPresent
     command: [sh, -c, 'mkdir /www; hostname > /www/index.html; exec httpd -f -v -p 8080 -h /www']
----
+{more}---
 "
     )
 }

@@ -216,11 +216,11 @@ pub(crate) fn run(command: ImageCommand) -> anyhow::Result<()> {
 fn build(store: &ImageStore, options: &BuildOptions, out: &mut dyn Write) -> anyhow::Result<()> {
     let mut err = std::io::stderr();
     let mut pull = |reference: &Reference| {
-        // What cannot be read of credentials is said by the registry that wants some.
-        let auth = credentials(reference).unwrap_or_else(|error| {
-            tracing::warn!(error = format!("{error:#}"), "no credentials");
-            Auth::Anonymous
-        });
+        let auth = credentials(reference).map_err(|error| skiff_images::Error::Pull {
+            reference: reference.to_string(),
+            step: "read credentials".to_owned(),
+            message: format!("{error:#}"),
+        })?;
         block_on(store.pull(reference, auth, &PullOptions::default(), |_| {}))?
     };
     // What cannot be told need not stop the build.

@@ -9,7 +9,7 @@
 
 mod cipher;
 
-use std::{borrow::Cow, ops::Range, sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
 
@@ -132,17 +132,14 @@ impl Rule {
     }
 
     fn open(&self, kv: &KeyValue) -> Result<KeyValue> {
-        let unreadable = |what: Cow<'_, str>| Error::Undecryptable {
-            what: what.into_owned(),
-            key: kv.key.to_string(),
-            revision: kv.mod_revision,
-        };
+        let unreadable =
+            |what: String| Error::Undecryptable { what, key: kv.key.to_string(), revision: kv.mod_revision };
         let Some(provider) = self.providers.iter().find(|provider| provider.wrote(&kv.value)) else {
-            return Err(unreadable("it is encrypted with a key that the configuration does not have".into()));
+            return Err(unreadable("it is encrypted with a key that the configuration does not have".to_owned()));
         };
-        let value = provider.open(&kv.key, &kv.value).ok_or_else(|| {
-            unreadable(format!("the key of {provider} does not fit, or the value was changed").into())
-        })?;
+        let value = provider
+            .open(&kv.key, &kv.value)
+            .ok_or_else(|| unreadable(format!("the key of {provider} does not fit, or the value was changed")))?;
         Ok(KeyValue { value: value.into(), ..kv.clone() })
     }
 }
